@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pageferry.h - the one contract between the C core, C programs and Python.
+ *
+ * The core moves memory pages between NUMA nodes with several threads on an
+ * unmodified Linux kernel. It reads no configuration and nothing under /sys:
+ * the caller surveys, plans, and hands over sizes, CPU lists and flags.
+ *
+ * Conventions. Functions return 0 or a count on success and -errno on failure.
+ * Sizes are bytes unless a name says otherwise, times are microseconds. Every
+ * structure belongs to the caller, who zeroes it first; the core keeps no
+ * pointer after a call returns. All functions may be called from any thread.
+ * Errors of single pages are counted in the result and do not fail the call.
+ */
+#ifndef PAGEFERRY_H
+#define PAGEFERRY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define PF_API __attribute__((visibility("default")))
+#else
+#define PF_API
+#endif
+
+/* cffi: begin (the Python binding is generated from here to "cffi: end") */
+
+enum {
+	PF_MAX_THREADS = 1024,
+	PF_MAX_NODES = 1024,
+	PF_NODE_WORDS = 16,	/* 64-bit words of a mask of PF_MAX_NODES nodes */
+	PF_MAX_ERRNO = 256,
+	PF_MAX_FAILURES = 32,	/* single failures remembered with their address */
+};
+
+/*
+ * The status of a page that no kernel has answered for. The kernel writes a
+ * node (>= 0) or an errno (> -4096), so this can only be our own mark.
+ */
+enum { PF_STATUS_UNKNOWN = -2147483647 };
+
+/* ---- Pages ------------------------------------------------------------ */
+
+enum pf_page_kind {
+	PF_PAGE_BASE = 0,	/* one page of the base size, 4 KiB on x86 */
+	PF_PAGE_THP = 1,	/* transparent huge page, mapped as one entry */
+	PF_PAGE_HUGETLB = 2,
+	PF_PAGE_KINDS = 3,
+};
+
+/* Adjacent present pages of one size: the unit that survey hands to an engine. */
+struct pf_extent {
+	uint64_t start;		/* address of the first page */
+	uint64_t pages;		/* count of pages of this size */
+	uint32_t shift;		/* page size is 1 << shift */
+	uint32_t kind;		/* enum pf_page_kind */
+};
+
+/* ---- Survey: which pages are present, and of what size ------------------ */
+
+enum pf_survey_method {
+	PF_SURVEY_SCAN = 1,	/* PAGEMAP_SCAN, Linux 6.7 and later */
+	PF_SURVEY_PAGEMAP = 2,	/* pagemap entries; huge pages by kpageflags (root) */
+	PF_SURVEY_QUERY = 3,	/* move_pages(2) without nodes: no /proc needed */
+};
+
+enum {
+	/* Huge pages cut by an end of the range: take them whole, else leave them. */
+	PF_SURVEY_TOUCHED = 1,
+	/*
+	 * PF_SURVEY_PAGEMAP: every whole, present, aligned huge block is one huge
+	 * page; the caller knows that from smaps.
+	 */
+	PF_SURVEY_DENSE = 2,
+};
+
+struct pf_survey {
+	/* set by the caller */
+	uint64_t start;		/* whole base pages; the call advances it */
+	uint64_t end;
+	int32_t pid;		/* 0: this process (PF_SURVEY_QUERY only) */
+	int32_t pagemap_fd;	/* /proc/PID/pagemap, not for PF_SURVEY_QUERY */
+	int32_t kpageflags_fd;	/* /proc/kpageflags, or -1 */
+	uint32_t method;	/* enum pf_survey_method */
+	uint32_t flags;
+	uint32_t huge_shift;	/* size of what the kernel calls huge here */
+	uint32_t huge_kind;	/* PF_PAGE_THP, or PF_PAGE_HUGETLB in such a mapping */
+	/* added up by the core, in bytes */
+	uint64_t bytes_present;
+	uint64_t bytes_zero;	/* the shared zero page: nothing there to move */
+	uint64_t bytes_cut;	/* present, in a huge page left out as it is cut */
+	uint64_t bytes_swapped;
+};
+
+/*
+ * Describe the pages from survey->start on in at most max extents, and advance
+ * survey->start past what was described. Returns the number of extents; the
+ * range is done when start has reached end.
+ * -ENOTTY: the kernel has no PAGEMAP_SCAN. -ESRCH: the process is gone.
+ */
+PF_API int64_t pf_survey_next(struct pf_survey *survey, struct pf_extent *extents, uint64_t max);
+
+/* ---- The crew: worker threads ------------------------------------------- */
+
+/*
+ * Call work(arg, worker) on the calling thread (worker 0) and on threads - 1
+ * helpers (1, 2, ...), each pinned to its entry of cpus; NULL leaves them
+ * unpinned. The caller itself is never pinned; when it runs on one of cpus, no
+ * helper gets that one. A helper that has not begun when the caller is done is
+ * taken back, so work must be such that any number of workers finishes it.
+ * poll, when not NULL, is called about every poll_us while the caller waits.
+ *
+ * Helpers are created on first use with all signals blocked, kept between
+ * calls, and gone after pf_crew_stop() or at exit. A forked child starts with
+ * a crew of its own. Too few threads to be had is no error. Returns the number
+ * of workers that took part.
+ */
+PF_API int pf_crew_run(uint32_t threads, const int32_t *cpus,
+		       void (*work)(void *arg, uint32_t worker), void *arg,
+		       int (*poll)(void *arg), void *poll_arg, uint32_t poll_us);
+
+/* Threads that exist now, busy or idle. */
+PF_API uint32_t pf_crew_size(void);
+
+/* End the idle helpers and wait until they are gone. */
+PF_API void pf_crew_stop(void);
+
+/* ---- Kernel engine: move_pages(2) from many threads ---------------------- */
+
+enum pf_blocking {
+	PF_ASYNC = 1,		/* one attempt, busy pages are reported at once */
+	PF_SYNC_LIGHT = 2,	/* busy pages are tried again at once, twice */
+	PF_SYNC = 4,		/* ... and then with growing pauses, to 100 ms */
+};
+
+enum {
+	PF_MOVE_SHARED = 1,	/* MPOL_MF_MOVE_ALL: pages of several processes too */
+	PF_MOVE_EXACT = 2,	/* ask for every page's node before moving it */
+};
+
+struct pf_failure {
+	uint64_t address;
+	int32_t error;		/* an errno */
+	int32_t shift;
+};
+
+/*
+ * What has been done so far. Written with atomic additions while the engine
+ * runs; another thread may read the 64-bit counters at any time.
+ */
+struct pf_progress {
+	uint64_t bytes_moved;
+	uint64_t bytes_already;		/* on the target before */
+	uint64_t bytes_elsewhere;	/* on no source node: left alone */
+	uint64_t bytes_gone;		/* no longer present when their turn came */
+	uint64_t bytes_failed;
+	uint64_t bytes_skipped;		/* not tried: cancelled or stopped before */
+	uint64_t pages_moved[3];	/* by enum pf_page_kind */
+	uint64_t pages_already[3];
+	uint64_t pages_elsewhere;
+	uint64_t pages_gone;
+	uint64_t pages_skipped;
+	uint64_t pages_unsampled;	/* counted as moved without having been asked before */
+	uint64_t failed[256];		/* pages by errno */
+	uint64_t calls;			/* move_pages calls that moved */
+	uint64_t retried;		/* pages tried more than once */
+	uint64_t longest_call_us;
+	uint64_t failures_seen;
+	struct pf_failure failures[32];	/* the first ones */
+};
+
+struct pf_move {
+	/* set by the caller */
+	int32_t pid;			/* 0: this process */
+	int32_t target;			/* node */
+	uint32_t flags;
+	uint32_t blocking;		/* enum pf_blocking */
+	uint32_t threads;		/* caller included */
+	uint32_t poll_us;		/* 0: never */
+	const int32_t *cpus;		/* one for each thread, or NULL */
+	const struct pf_extent *extents;
+	uint64_t n_extents;
+	int32_t *statuses;		/* one for each page in order, or NULL */
+	const uint64_t *sources;	/* PF_NODE_WORDS words: move only from there; or NULL */
+	uint64_t batch_bytes;		/* first size of a batch; adapted while it runs */
+	uint32_t batch_us;		/* what one call should take; 0: batch_bytes is kept */
+	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
+	void *poll_arg;
+	/* written by the core */
+	uint32_t cancel;		/* any thread may set it */
+	int32_t error;			/* errno that stopped the move, or 0 */
+	uint32_t workers;		/* most that took part */
+	uint32_t reserved;
+	struct pf_progress progress;
+};
+
+/*
+ * Move the pages of the extents to the target node. Can be called again with
+ * further extents; progress adds up. Returns 0 when every page was attended to,
+ * -ECANCELED after a cancel, or -errno when the kernel refused (also in error).
+ * -ENOMEM: the target is full, or no memory for the engine's own arrays.
+ * Uses at most 2 MiB for each thread, whatever the size of the extents.
+ */
+PF_API int pf_move_run(struct pf_move *move);
+
+/* ---- Where pages are ------------------------------------------------------ */
+
+struct pf_locate {
+	int32_t pid;
+	uint32_t threads;
+	const int32_t *cpus;
+	const struct pf_extent *extents;
+	uint64_t n_extents;
+	int32_t *statuses;		/* one for each page in order, or NULL */
+	uint64_t stride;		/* ask for every stride-th page; 0 and 1: for all */
+	/* written by the core */
+	int32_t error;
+	uint32_t reserved;
+	uint64_t pages_gone;
+	uint64_t pages_failed;
+	uint64_t pages[1024][3];	/* by node and enum pf_page_kind */
+};
+
+/* Ask the kernel for the node of each page; move_pages(2) without nodes. */
+PF_API int pf_locate_run(struct pf_locate *locate);
+
+/*
+ * The raw system call, for comparison and for tools: returns what it returns,
+ * or -errno.
+ */
+PF_API int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
+				 const int32_t *nodes, int32_t *status, int32_t flags);
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* PAGEFERRY_H */

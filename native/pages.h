@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside the core: dealing out the pages of a list of extents in batches, and
+ * the system call that both engines of the kernel's own pages rest on.
+ */
+#ifndef PAGEFERRY_PAGES_H
+#define PAGEFERRY_PAGES_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pageferry.h"
+
+enum { BATCH_PAGES_MAX = 16384, BATCH_PAGES_MIN = 512 };
+
+/* Where the next batch begins. Shared by the workers. */
+struct cursor {
+	pthread_mutex_t lock;
+	const struct pf_extent *extents;
+	uint64_t n_extents;
+	uint64_t extent;	/* index of the extent the next batch begins in */
+	uint64_t page;		/* ... and the page in it */
+	uint64_t index;		/* pages dealt out so far */
+	uint64_t bytes_left;
+	uint32_t workers;
+};
+
+/* Pages dealt to one worker; the arrays have room for capacity entries. */
+struct batch {
+	uint64_t capacity;
+	uint64_t count;
+	uint64_t index;		/* of the first page, among all */
+	uint64_t bytes;
+	uint64_t *address;
+	uint8_t *shift;
+	uint8_t *kind;
+	int32_t *status;
+};
+
+void cursor_init(struct cursor *cursor, const struct pf_extent *extents,
+		 uint64_t n_extents, uint32_t workers);
+void cursor_destroy(struct cursor *cursor);
+
+/* Pages in all extents together. */
+uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents);
+
+/* Fill the batch with up to want bytes, at least one page. False: none left. */
+bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want);
+
+/* Take all that is left, without listing it: its pages and bytes. */
+void cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
+
+int batch_alloc(struct batch *batch, uint64_t capacity);
+void batch_free(struct batch *batch);
+
+/* move_pages(2): what it returns, or -errno. */
+long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
+		    const int32_t *nodes, int32_t *status, int flags);
+
+/* Write the node, or -errno, of each page. 0 or -errno of the whole call. */
+int query_nodes(int32_t pid, uint64_t count, const uint64_t *pages, int32_t *status);
+
+uint64_t now_us(void);
+
+#endif
