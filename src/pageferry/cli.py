@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``pageferry`` command: the parser, and the exit codes.
+
+Exit codes: 0 all moved (or the check passed), 1 something not moved or refused, 2 usage
+(a node, range or option that makes no sense), 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import console
+from .errors import NodeError, PageferryError, RangeError
+from .version import __version__
+
+COMMANDS = ("topology", "locate", "move", "bench", "doctor", "lab")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command, one sub-command per module in ``commands``."""
+    parser = argparse.ArgumentParser(
+        prog="pageferry",
+        description="Move memory pages between NUMA nodes with many threads.",
+        epilog="Exit codes: 0 all moved, 1 something not moved or refused, 2 usage, "
+        "130 ended by Ctrl-C.",
+    )
+    parser.add_argument("--version", action="version", version=f"pageferry {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f".commands.{name}", __package__).add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except (NodeError, RangeError) as error:
+        console.complain(str(error))
+        return 2
+    except PageferryError as error:
+        console.complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        console.complain("ended by Ctrl-C")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error of ours, and Python
+        # must not complain about it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

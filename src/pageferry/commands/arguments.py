@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..flags import parse_nodes, parse_range
+from ..topology import Topology, topology
+
+
+def threads(text: str) -> int | str:
+    """Read ``--threads``: ``auto``, or a number from 1 up."""
+    if text == "auto":
+        return text
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor a number from 1 up")
+    return count
+
+
+def process(text: str) -> int:
+    """Read a process id."""
+    try:
+        pid = int(text)
+    except ValueError:
+        pid = 0
+    if pid < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no process id")
+    return pid
+
+
+def one_node(text: str, machine: Topology | None = None) -> int:
+    """Read the number of one node of this machine. Raises ``NodeError``."""
+    machine = machine or topology()
+    if text.isdecimal() and len(text) < 7:
+        return machine.node(int(text)).id
+    nodes = parse_nodes(text, machine.node_ids, machine.allowed_nodes)
+    if len(nodes) != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} names {len(nodes)} nodes; one is needed")
+    return next(iter(nodes))
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def add_range(parser: argparse.ArgumentParser) -> None:
+    """Add ``--range`` and ``--partial``."""
+    parser.add_argument(
+        "--range",
+        dest="addresses",
+        type=parse_range,
+        metavar="START-END|START+SIZE",
+        help="only these addresses: hexadecimal with 0x, sizes with K, M, G or T",
+    )
+    parser.add_argument(
+        "--partial",
+        choices=("touched", "inside"),
+        default="touched",
+        help="pages that the range covers in part: take them whole, or leave them out "
+        "(default: %(default)s)",
+    )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pageferry locate``: where the pages of a process are."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from rich.table import Table
+
+from .. import console
+from ..migrate import locate
+from ..pages import KINDS
+from ..report import Placement
+from . import arguments
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "locate",
+        help="show on which nodes a process's memory is",
+        description="Show on which nodes the present pages of a process are, by size of page.",
+    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("pid", nargs="?", type=arguments.process, metavar="PID")
+    who.add_argument("--self", action="store_true", help="this command itself")
+    arguments.add_range(parser)
+    parser.add_argument(
+        "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
+    )
+    arguments.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the placement."""
+    pid = os.getpid() if args.self else args.pid
+    placement = locate(args.addresses, pid=pid, partial=args.partial, threads=args.threads)
+    if args.json:
+        console.print_json(placement.as_dict())
+    else:
+        show(placement)
+    return 0
+
+
+def show(placement: Placement) -> None:
+    """Print a placement as a table."""
+    out = console.console()
+    table = Table(title=f"Memory of process {placement.pid}", title_justify="left", box=None)
+    table.add_column("node", justify="right")
+    for kind in (*KINDS, "all"):
+        table.add_column(kind, justify="right")
+    table.add_column("share", justify="right")
+    whole = placement.bytes_present or 1
+    for node, sizes in placement.nodes.items():
+        table.add_row(
+            str(node),
+            *(console.size(sizes[kind]) for kind in KINDS),
+            console.size(placement.on(node)),
+            f"{placement.on(node) / whole:.1%}",
+        )
+    out.print(table)
+    rest = {
+        "swapped": placement.bytes_swapped,
+        "zero page": placement.bytes_zero,
+        "never touched": placement.bytes_not_present,
+        "unknown": placement.bytes_unknown,
+    }
+    parts = [f"{name} {console.size(size)}" for name, size in rest.items() if size]
+    if parts:
+        out.print("Without a page of their own: " + ", ".join(parts))

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pageferry move``: move a process's pages to a node."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .. import console, engine
+from ..errors import errno_name
+from ..flags import MigrateMode, parse_nodes
+from ..migrate import MoveInterrupted, locate, move
+from ..plan import make_plan
+from ..report import MoveResult, page_hint
+from ..topology import topology
+from . import arguments
+
+_MODES = {"async": MigrateMode.ASYNC, "light": MigrateMode.SYNC_LIGHT, "sync": MigrateMode.SYNC}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "move",
+        help="move a process's memory to a node",
+        description="Move the pages of a process to a node with many threads. Pages that other "
+        "processes use too stay, unless --shared is given.",
+        epilog="Ctrl-C ends the move between two batches and reports what moved; memory is "
+        "whole at any time. Exit codes: 0 all moved, 1 something not moved, 2 usage, 130 Ctrl-C.",
+    )
+    parser.add_argument("pid", type=arguments.process, metavar="PID")
+    parser.add_argument("--to", required=True, metavar="NODE", help="the node to move to")
+    parser.add_argument(
+        "--from", dest="source", metavar="NODES", help="only pages on these nodes: 0-3, !2, all"
+    )
+    arguments.add_range(parser)
+    parser.add_argument(
+        "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=tuple(_MODES),
+        default="sync",
+        help="busy pages: async gives up at once, light tries again at once, sync waits for "
+        "them up to 0.13 s a batch (default)",
+    )
+    parser.add_argument(
+        "--shared", action="store_true", help="also pages that other processes use (privileged)"
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="count pages that are there already exactly"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and how, and do nothing"
+    )
+    arguments.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Move, with a progress bar on a terminal, and print the report."""
+    machine = topology()
+    node = arguments.one_node(args.to, machine)
+    source = None
+    if args.source is not None:
+        source = parse_nodes(args.source, machine.node_ids, machine.allowed_nodes)
+    if args.dry_run:
+        return _dry_run(args, node, source)
+    interrupted = False
+    try:
+        with _bar() as bar:
+            task = bar.add_task(f"to node {node}", total=None, rate="")
+
+            def show_progress(now: engine.Progress) -> None:
+                bar.update(
+                    task,
+                    total=now.bytes_total,
+                    completed=now.bytes_done,
+                    rate=f"{console.size(now.bytes_moved)} at {now.gbps:.2f} GB/s",
+                )
+
+            result = move(
+                args.addresses,
+                node,
+                pid=args.pid,
+                source=source,
+                mode=_MODES[args.mode],
+                threads=args.threads,
+                partial=args.partial,
+                shared=args.shared,
+                exact=args.exact,
+                progress=show_progress,
+            )
+    except MoveInterrupted as stop:
+        result = stop.result
+        interrupted = True
+    if args.json:
+        console.print_json(result.as_dict())
+    else:
+        show(result)
+    if interrupted:
+        return 130
+    return 0 if result.complete else 1
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console.console(sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _dry_run(args: argparse.Namespace, node: int, source: frozenset[int] | None) -> int:
+    placement = locate(args.addresses, pid=args.pid, partial=args.partial, threads=args.threads)
+    there = placement.on(node)
+    to_move = sum(
+        placement.on(at)
+        for at in placement.nodes
+        if at != node and (source is None or at in source)
+    )
+    machine = topology()
+    (machine.node(node) if args.pid != os.getpid() else machine.check_target(node))
+    free = machine.free(node)
+    plan = make_plan(
+        machine,
+        node,
+        to_move,
+        max(to_move // 4096, 1),
+        threads=args.threads,
+        mode=_MODES[args.mode],
+    )
+    if args.json:
+        console.print_json(
+            {
+                "dry_run": True,
+                "pid": args.pid,
+                "node": node,
+                "bytes_to_move": to_move,
+                "bytes_already": there,
+                "bytes_free_on_node": free,
+                "placement": placement.as_dict(),
+                "plan": plan.as_dict(),
+            }
+        )
+        return 0
+    out = console.console()
+    out.print(
+        f"Would move {console.size(to_move)} of process {args.pid} to node {node}; "
+        f"{console.size(there)} are there already."
+    )
+    if to_move > free:
+        out.print(f"Node {node} has only {console.size(free)} free: the move would stop there.")
+    for reason in plan.reasons:
+        out.print(f"  {reason}")
+    return 0
+
+
+def show(result: MoveResult) -> None:
+    """Print the report of a move."""
+    out = console.console()
+    pages = sum(result.pages_moved.values())
+    kinds = ", ".join(f"{n} {kind}" for kind, n in result.pages_moved.items() if n)
+    out.print(
+        f"Moved {console.size(result.bytes_moved)} to node {result.node} in "
+        f"{result.seconds * 1e3:.1f} ms, {result.gbps:.2f} GB/s, with "
+        f"{result.workers} thread{'s' if result.workers != 1 else ''}"
+        + (f" ({pages} pages: {kinds})" if pages else "")
+    )
+    rest = {
+        "already there": result.bytes_already,
+        "on other nodes, left": result.bytes_elsewhere,
+        "in swap": result.bytes_swapped,
+        "zero page": result.bytes_zero,
+        "freed meanwhile": result.bytes_gone,
+        "in cut huge pages, left": result.bytes_cut,
+        "never touched": result.bytes_not_present,
+    }
+    parts = [f"{name} {console.size(size)}" for name, size in rest.items() if size]
+    if parts:
+        out.print("Nothing to do: " + ", ".join(parts))
+    for number, count in result.failed.items():
+        out.print(f"Not moved: {count} pages, {errno_name(number)}: {page_hint(number)}")
+        first = [f for f in result.failures if f.errno == number][:3]
+        if number != errno.EACCES and first:
+            out.print("  first: " + ", ".join(f"{f.address:#x}" for f in first))
+    if result.bytes_skipped:
+        why = "Ctrl-C" if result.cancelled else errno_name(result.stopped)
+        out.print(f"Not tried: {console.size(result.bytes_skipped)}, the move ended by {why}")
+        if result.stopped:
+            out.print(f"  {os.strerror(result.stopped)}; {page_hint(result.stopped)}".rstrip("; "))
+    elif result.cancelled:
+        out.print("Ended by Ctrl-C")
+    for warning in result.warnings:
+        out.print(f"Note: {warning}")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command shares when it prints: rich on a terminal, plain text otherwise, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Return a console on ``stream`` (stdout): colours on a terminal, plain and unwrapped else."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, no_color=True, width=200, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as indented JSON on stdout."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def complain(message: str) -> None:
+    """Print ``pageferry: message`` on stderr."""
+    print(f"pageferry: {message}", file=sys.stderr)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people, in binary units: ``390.6 MiB``."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

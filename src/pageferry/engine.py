@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run: one move by the kernel engine of the C core, window after window."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._native import ffi, lib
+from .pages import KINDS
+from .plan import Plan
+from .report import STATUS, Failure
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+
+_POLL_US = 100_000
+_NODE_LIMIT: int = lib.PF_MAX_NODES
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A glance at a running move. Sizes are bytes; ``bytes_total`` is an upper estimate."""
+
+    bytes_done: int
+    bytes_moved: int
+    bytes_failed: int
+    bytes_total: int
+    seconds: float
+
+    @property
+    def gbps(self) -> float:
+        """Throughput so far, in GB/s."""
+        return self.bytes_moved / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds that the rest takes at the rate so far; infinity before the first page."""
+        if not self.bytes_done:
+            return float("inf")
+        return self.seconds * max(self.bytes_total - self.bytes_done, 0) / self.bytes_done
+
+
+class KernelRun:
+    """``pf_move`` of the C core: threads that call ``move_pages(2)`` side by side.
+
+    Feed it windows of extents with ``run``; counts add up. An exception out of ``progress``, a
+    signal handler's (Ctrl-C) and a set ``cancel`` event end it between two batches; the
+    exception is kept in ``exception``. ``total`` bytes are what progress is measured against.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pid: int,
+        node: int,
+        *,
+        total: int,
+        sources: Iterable[int] | None = None,
+        shared: bool = False,
+        exact: bool = False,
+        progress: Callable[[Progress], object] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self.exception: BaseException | None = None
+        self.total = total
+        self._progress = progress
+        self._cancel = cancel
+        self._begun = time.perf_counter()
+        self._c: Any = ffi.new("struct pf_move *")
+        self._handle = ffi.new_handle(self)
+        self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
+        self._sources = ffi.NULL if sources is None else _node_mask(sources)
+        self.statuses: list[npt.NDArray[np.void]] = []
+        c = self._c
+        c.pid, c.target, c.threads = pid, node, plan.threads
+        c.flags = (lib.PF_MOVE_SHARED if shared else 0) | (lib.PF_MOVE_EXACT if exact else 0)
+        c.blocking = int(plan.mode.blocking)
+        c.cpus, c.sources = self._cpus, self._sources
+        c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
+        c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, _POLL_US
+
+    def run(self, extents: npt.NDArray[np.void], *, statuses: bool = False) -> int:
+        """Move the pages of ``extents`` (dtype ``pages.EXTENT``); return 0 or an errno.
+
+        ECANCELED stands for a cancel. With ``statuses``, a table of dtype ``report.STATUS``
+        is added to ``self.statuses``.
+        """
+        c = self._c
+        c.extents = ffi.from_buffer("struct pf_extent[]", extents)
+        c.n_extents = len(extents)
+        if not statuses:
+            return -int(lib.pf_move_run(c))
+        table = status_table(extents)
+        column = np.empty(len(table), np.int32)
+        c.statuses = ffi.from_buffer("int32_t[]", column)
+        code = -int(lib.pf_move_run(c))
+        c.statuses = ffi.NULL
+        table["status"] = column
+        self.statuses.append(table)
+        return code
+
+    def glance(self) -> Progress:
+        """Return how far the move is. Takes no lock; any thread may call it."""
+        p = self._c.progress
+        settled = p.bytes_already + p.bytes_elsewhere + p.bytes_gone + p.bytes_failed
+        seconds = time.perf_counter() - self._begun
+        done = int(p.bytes_moved + settled)
+        return Progress(done, int(p.bytes_moved), int(p.bytes_failed), self.total, seconds)
+
+    def poll(self) -> bool:
+        """Report progress and look for a reason to end; True ends the move."""
+        if self._progress is not None:
+            self._progress(self.glance())
+        return self._cancel is not None and self._cancel.is_set()
+
+    @property
+    def error(self) -> int:
+        """The errno that the kernel ended the move with, or 0."""
+        return int(self._c.error)
+
+    @property
+    def cancelled(self) -> bool:
+        """True after a cancel."""
+        return bool(self._c.cancel)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that moved so far."""
+        return int(self._c.progress.bytes_moved)
+
+    @property
+    def touched(self) -> bool:
+        """True when the kernel has attended to at least one page."""
+        p = self._c.progress
+        return bool(p.bytes_moved or p.bytes_already or p.bytes_failed or p.bytes_elsewhere)
+
+    def counts(self) -> dict[str, Any]:
+        """Return the fields of ``MoveResult`` that the core counts."""
+        p = self._c.progress
+        seen = min(int(p.failures_seen), lib.PF_MAX_FAILURES)
+        return {
+            "bytes_moved": int(p.bytes_moved),
+            "bytes_already": int(p.bytes_already),
+            "bytes_elsewhere": int(p.bytes_elsewhere),
+            "bytes_gone": int(p.bytes_gone),
+            "bytes_failed": int(p.bytes_failed),
+            "bytes_skipped": int(p.bytes_skipped),
+            "pages_moved": {kind: int(p.pages_moved[i]) for i, kind in enumerate(KINDS)},
+            "pages_already": {kind: int(p.pages_already[i]) for i, kind in enumerate(KINDS)},
+            "failed": {i: int(p.failed[i]) for i in range(lib.PF_MAX_ERRNO) if p.failed[i]}
+            if seen
+            else {},
+            "failures": tuple(
+                Failure(int(f.address), 1 << f.shift, int(f.error)) for f in p.failures[0:seen]
+            ),
+            "exact": not p.pages_unsampled,
+            "workers": int(self._c.workers),
+            "calls": int(p.calls),
+            "retried": int(p.retried),
+            "longest_call_ms": p.longest_call_us / 1000,
+        }
+
+
+def _polled(exception: type[BaseException], value: BaseException, traceback: object) -> int:
+    # An exception that arose before the callback's own code ran: Ctrl-C, most likely.
+    _lost.append(value)
+    return 1
+
+
+_lost: list[BaseException] = []
+
+
+@ffi.def_extern(onerror=_polled)  # type: ignore[untyped-decorator]
+def pf_python_poll(argument: Any) -> int:
+    """Call ``KernelRun.poll`` from the core, on the thread that called ``run``."""
+    run: KernelRun = ffi.from_handle(argument)
+    try:
+        return int(run.poll())
+    except BaseException as exception:
+        run.exception = exception
+        return 1
+
+
+def locate_extents(
+    extents: npt.NDArray[np.void],
+    pid: int,
+    *,
+    threads: int = 1,
+    stride: int = 1,
+    statuses: bool = False,
+) -> tuple[int, npt.NDArray[np.uint64], int, int, npt.NDArray[np.void] | None]:
+    """Ask the kernel for the node of every page (or every ``stride``-th one).
+
+    Returns an errno or 0, the pages by node and kind (shape ``(PF_MAX_NODES, 3)``), the pages
+    gone, the pages with another error, and the table of statuses if wanted.
+    """
+    c: Any = ffi.new("struct pf_locate *")
+    c.pid, c.threads, c.stride = pid, threads, stride
+    c.extents, c.n_extents = ffi.from_buffer("struct pf_extent[]", extents), len(extents)
+    table = None
+    if statuses:
+        table = status_table(extents)
+        column = np.empty(len(table), np.int32)
+        c.statuses = ffi.from_buffer("int32_t[]", column)
+    error = -int(lib.pf_locate_run(c))
+    if table is not None:
+        table["status"] = column
+    pages = np.frombuffer(ffi.buffer(c.pages), np.uint64).reshape(_NODE_LIMIT, len(KINDS)).copy()
+    return error, pages, int(c.pages_gone), int(c.pages_failed), table
+
+
+def status_table(extents: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return a table of dtype ``report.STATUS`` with one row for each page of ``extents``."""
+    pages = extents["pages"].astype(np.int64)
+    table = np.zeros(int(pages.sum()), STATUS)
+    size = np.repeat(np.uint64(1) << extents["shift"].astype(np.uint64), pages)
+    first = np.repeat(np.cumsum(pages) - pages, pages)
+    within = (np.arange(len(table)) - first).astype(np.uint64)
+    table["address"] = np.repeat(extents["start"], pages) + within * size
+    table["size"] = size
+    return table
+
+
+def _node_mask(nodes: Iterable[int]) -> Any:
+    words = [0] * lib.PF_NODE_WORDS
+    for node in nodes:
+        if not 0 <= node < _NODE_LIMIT:
+            raise ValueError(f"node {node} is beyond {_NODE_LIMIT - 1}")
+        words[node // 64] |= 1 << node % 64
+    return ffi.new("uint64_t[]", words)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Page sizes and kinds, as Python and the C core name them."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+PAGE_SIZE = mmap.PAGESIZE
+PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
+
+#: The names of ``enum pf_page_kind``, by number.
+KINDS = ("base", "thp", "hugetlb")
+BASE, THP, HUGETLB = range(3)
+
+#: ``struct pf_extent``: adjacent present pages of one size.
+EXTENT = np.dtype([("start", "u8"), ("pages", "u8"), ("shift", "u4"), ("kind", "u4")])

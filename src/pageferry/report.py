@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report: what a move did, and where pages are."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import errno_name
+from .pages import KINDS
+from .plan import Plan
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+#: One row of ``MoveResult.statuses``: a page, its size in bytes, and its node or -errno
+#: (``NOT_TRIED`` when the move stopped before).
+STATUS = np.dtype([("address", "u8"), ("size", "u8"), ("status", "i4")])
+NOT_TRIED = -(2**31) + 1
+
+#: What to do about the errno of a single page.
+_PAGE_HINTS = {
+    errno.EBUSY: "in use by the kernel or a device (pinned); try again later",
+    errno.EACCES: "shared with another process; shared=True (--shared) moves it too, "
+    "which needs CAP_SYS_NICE",
+    errno.ENOMEM: "the target node is full; free memory there or choose another node",
+    errno.EIO: "could not be written back; look for disk errors",
+    errno.EINVAL: "this kind of memory cannot be migrated",
+}
+
+
+def page_hint(number: int) -> str:
+    """Return what to do about a page that failed with this errno, or an empty string."""
+    return _PAGE_HINTS.get(number, "")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One page that did not move: address, size in bytes, errno."""
+
+    address: int
+    size: int
+    errno: int
+
+    def __str__(self) -> str:
+        return f"page {self.address:#x}: {errno_name(self.errno)}"
+
+
+@dataclass(frozen=True)
+class MoveResult:
+    """What a move did. Sizes are bytes, page counts are pages of their own size.
+
+    ``pages_moved`` and ``pages_already`` count by kind: ``base``, ``thp``, ``hugetlb``.
+    ``bytes_elsewhere`` were on none of the ``source`` nodes. ``bytes_not_present`` had never
+    been touched, ``bytes_swapped`` were in swap, ``bytes_zero`` are the shared zero page,
+    ``bytes_gone`` were freed meanwhile, ``bytes_cut`` belong to huge pages that the range covers
+    in part: nothing to move in any of them. ``failed`` counts pages by errno, ``failures`` are
+    the first of them. ``bytes_skipped`` were not tried, as the move ended early: ``stopped`` is
+    the errno that ended it, or 0. ``exact`` is False when only a sample of the base pages was
+    asked for its node beforehand, so that pages which were on the target already may be counted
+    as moved. ``verified`` maps nodes to pages of a sample that was asked again after the move.
+    ``counters`` is the change of the kernel's own counters, which are system-wide.
+    """
+
+    node: int
+    pid: int | None
+    plan: Plan
+    seconds: float
+    bytes_moved: int = 0
+    bytes_already: int = 0
+    bytes_elsewhere: int = 0
+    bytes_not_present: int = 0
+    bytes_swapped: int = 0
+    bytes_zero: int = 0
+    bytes_gone: int = 0
+    bytes_cut: int = 0
+    bytes_failed: int = 0
+    bytes_skipped: int = 0
+    pages_moved: Mapping[str, int] = field(default_factory=dict)
+    pages_already: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[int, int] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    stopped: int = 0
+    cancelled: bool = False
+    whole_process: bool = False
+    exact: bool = True
+    workers: int = 1
+    calls: int = 0
+    retried: int = 0
+    longest_call_ms: float = 0.0
+    survey: str = "scan"
+    verified: Mapping[int, int] = field(default_factory=dict)
+    counters: Mapping[str, int] | None = None
+    warnings: tuple[str, ...] = ()
+    statuses: npt.NDArray[np.void] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def gbps(self) -> float:
+        """Throughput of what moved, in GB/s (10**9 bytes)."""
+        return self.bytes_moved / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def shared(self) -> int:
+        """Pages left alone because other processes use them too (EACCES)."""
+        return self.failed.get(errno.EACCES, 0)
+
+    @property
+    def complete(self) -> bool:
+        """True when every page that was to move is on the target.
+
+        Pages shared with other processes do not count against the move of a whole process:
+        nearly every process shares its libraries.
+        """
+        failed = sum(self.failed.values()) - (self.shared if self.whole_process else 0)
+        return not (failed or self.bytes_skipped or self.stopped or self.cancelled)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for JSON; errnos by name, without the per-page statuses."""
+        value = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("plan", "statuses", "failed", "failures", "stopped", "verified")
+        }
+        value.update(
+            gbps=self.gbps,
+            complete=self.complete,
+            plan=self.plan.as_dict(),
+            failed={errno_name(number): count for number, count in self.failed.items()},
+            failures=[
+                {"address": hex(f.address), "bytes": f.size, "errno": errno_name(f.errno)}
+                for f in self.failures
+            ],
+            stopped=errno_name(self.stopped) if self.stopped else None,
+            verified={str(node): pages for node, pages in self.verified.items()},
+        )
+        return value
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the present pages of a target are: bytes by node and by kind of page."""
+
+    pid: int | None
+    nodes: Mapping[int, Mapping[str, int]]
+    bytes_swapped: int = 0
+    bytes_zero: int = 0
+    bytes_not_present: int = 0
+    bytes_unknown: int = 0
+    survey: str = "scan"
+    statuses: npt.NDArray[np.void] | None = field(default=None, repr=False, compare=False)
+
+    def on(self, node: int) -> int:
+        """Return the bytes on one node."""
+        return sum(self.nodes.get(node, {}).values())
+
+    @property
+    def bytes_present(self) -> int:
+        """Bytes on all nodes together."""
+        return sum(self.on(node) for node in self.nodes)
+
+    def by_kind(self, kind: str) -> int:
+        """Return the bytes in pages of one kind: ``base``, ``thp`` or ``hugetlb``."""
+        if kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+        return sum(sizes.get(kind, 0) for sizes in self.nodes.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the placement for JSON, without the per-page statuses."""
+        return {
+            "pid": self.pid,
+            "nodes": {str(node): dict(sizes) for node, sizes in self.nodes.items()},
+            "bytes_present": self.bytes_present,
+            "bytes_swapped": self.bytes_swapped,
+            "bytes_zero": self.bytes_zero,
+            "bytes_not_present": self.bytes_not_present,
+            "bytes_unknown": self.bytes_unknown,
+            "survey": self.survey,
+        }

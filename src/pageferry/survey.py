@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Survey: which pages of a target are present, and of what size.
+
+The answer comes in windows, so that a 1 TiB range needs no list of all its pages. Three ways to
+know, the best that works is taken: PAGEMAP_SCAN (Linux 6.7), ``/proc/PID/pagemap`` with
+``/proc/kpageflags`` (root) or ``smaps`` for the huge pages, and ``move_pages(2)`` without nodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import procfs
+from ._native import ffi, lib
+from .errors import NotPermittedError, PageferryError, ProcessGoneError, UnsupportedError
+from .pages import EXTENT, HUGETLB, PAGE_SIZE, THP
+from .target import Target
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+
+METHODS = ("scan", "pagemap", "query")
+_METHOD_NUMBERS = {"scan": 1, "pagemap": 2, "query": 3}
+
+_WINDOW_EXTENTS = 1 << 16  # 1.5 MiB of extents
+_SMALL_EXTENTS = 1 << 10  # enough for a few MiB, and cheap to make
+_WINDOW_BYTES = 64 << 30  # what is looked at between two chances to cancel
+_SMALL_BYTES = 4 << 20
+
+_THP_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_HUGETLB = Path("/sys/kernel/mm/hugepages")
+
+
+@lru_cache(maxsize=1)
+def thp_shift() -> int:
+    """Return log2 of the size of a transparent huge page, 0 where the kernel has none."""
+    try:
+        return int(_THP_SIZE.read_text()).bit_length() - 1
+    except (OSError, ValueError):
+        return 0
+
+
+def hugetlb_in_use() -> bool:
+    """Say whether any pool of hugetlb pages has pages, by /sys/kernel/mm/hugepages."""
+    for pool in _HUGETLB.glob("hugepages-*/nr_hugepages"):
+        try:
+            if int(pool.read_text()):
+                return True
+        except (OSError, ValueError):
+            continue
+    return False
+
+
+@lru_cache(maxsize=1)
+def _scan_error() -> int:
+    """Return 0 if the kernel has PAGEMAP_SCAN, else the errno it gives, by trying on a page."""
+    page = mmap.mmap(-1, PAGE_SIZE)
+    probe: Any = ffi.new("struct pf_survey *")
+    probe.method = _METHOD_NUMBERS["scan"]
+    probe.start = int(ffi.cast("uintptr_t", ffi.from_buffer(page)))
+    probe.end = probe.start + PAGE_SIZE
+    probe.pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return max(-int(lib.pf_survey_next(probe, ffi.new("struct pf_extent[512]"), 512)), 0)
+    finally:
+        os.close(probe.pagemap_fd)
+
+
+@dataclass
+class _Part:
+    """A piece of the target in which huge pages are all of one kind and size."""
+
+    start: int
+    end: int
+    huge_shift: int
+    huge_kind: int = THP
+    dense: bool = False
+
+
+class Survey:
+    """The present pages of a target, window by window.
+
+    ``bytes_present``, ``bytes_zero`` (the shared zero page), ``bytes_swapped`` and ``bytes_cut``
+    (present, but in a huge page that the range covers in part, with ``partial="inside"``) grow
+    while ``windows()`` is consumed. ``method`` names the way in use: one of ``METHODS``. Raises
+    ``ProcessGoneError`` or ``NotPermittedError`` when the process cannot be looked at.
+    """
+
+    def __init__(self, target: Target, *, method: str | None = None, partial: str = "touched"):
+        if method is not None and method not in METHODS:
+            raise ValueError(f"the survey method is one of {', '.join(METHODS)}, not {method!r}")
+        self.target = target
+        self.method = method or "scan"
+        self._forced = method is not None
+        self._c: Any = ffi.new("struct pf_survey *")
+        self._c.pid = target.pid
+        self._c.pagemap_fd = -1
+        self._c.kpageflags_fd = -1
+        self._flags: int = lib.PF_SURVEY_TOUCHED if partial == "touched" else 0
+        self._classified = False
+        self._parts: list[_Part] = []
+
+    @property
+    def bytes_present(self) -> int:
+        """Bytes in present pages, so far."""
+        return int(self._c.bytes_present)
+
+    @property
+    def bytes_zero(self) -> int:
+        """Bytes mapped to the shared zero page, so far."""
+        return int(self._c.bytes_zero)
+
+    @property
+    def bytes_swapped(self) -> int:
+        """Bytes in swap (or on the way between nodes), so far."""
+        return int(self._c.bytes_swapped)
+
+    @property
+    def bytes_cut(self) -> int:
+        """Bytes left out because their huge page is only partly in the range, so far."""
+        return int(self._c.bytes_cut)
+
+    def windows(self) -> Iterator[npt.NDArray[np.void]]:
+        """Yield the extents (dtype ``pages.EXTENT``) of one window after the other.
+
+        The array is reused: use it before asking for the next.
+        """
+        if not self.target.ranges:
+            return
+        small = self.target.bytes <= _SMALL_BYTES
+        extents = np.empty(_SMALL_EXTENTS if small else _WINDOW_EXTENTS, EXTENT)
+        pointer = ffi.from_buffer("struct pf_extent[]", extents)
+        with ExitStack() as files:
+            self._open(files)
+            self._parts = [_Part(r.start, r.stop, thp_shift()) for r in self.target.ranges]
+            # From the last to the first, so that the next one is popped from the end.
+            self._parts.reverse()
+            if self.method == "pagemap" or self.target.whole_process:
+                self._classify()
+            while self._parts:
+                count = self._fill(extents, pointer)
+                if count:
+                    yield extents[:count]
+
+    def _open(self, files: ExitStack) -> None:
+        """Open what the method needs, and fall back to the next method where it fails."""
+        if self.method in ("scan", "pagemap"):
+            path = f"/proc/{self.target.pid or 'self'}/pagemap"
+            try:
+                self._c.pagemap_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                files.callback(os.close, self._c.pagemap_fd)
+            except OSError as error:
+                self._no_pagemap(error)
+        if self.method == "scan":
+            self._probe_scan()
+        if self.method == "pagemap":
+            try:
+                self._c.kpageflags_fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+                files.callback(os.close, self._c.kpageflags_fd)
+            except OSError:
+                self._c.kpageflags_fd = -1
+        self._c.method = _METHOD_NUMBERS[self.method]
+
+    def _no_pagemap(self, error: OSError) -> None:
+        pid = self.target.pid
+        if pid and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            raise ProcessGoneError(
+                errno.ESRCH, f"there is no process {pid}", "check the process id"
+            ) from None
+        if isinstance(error, PermissionError):
+            raise NotPermittedError(
+                errno.EPERM,
+                f"cannot look at the memory of process {pid}",
+                "run as the same user, or with CAP_SYS_PTRACE and CAP_SYS_NICE",
+            ) from None
+        if self._forced:
+            raise PageferryError(error.errno or errno.EIO, f"cannot open {error.filename}")
+        self.method = "query"
+
+    def _probe_scan(self) -> None:
+        number = _scan_error()
+        if not number:
+            return
+        if self._forced:
+            raise UnsupportedError(
+                number, "this kernel has no PAGEMAP_SCAN", "Linux 6.7 or later has it"
+            )
+        self.method = "pagemap"
+
+    def _fill(self, extents: npt.NDArray[np.void], pointer: Any) -> int:
+        """Fill ``extents`` from the parts that are left; return how many are filled."""
+        filled = 0
+        looked = 0
+        while self._parts and len(extents) - filled >= 512 and looked < _WINDOW_BYTES:
+            part = self._parts[-1]
+            end = min(part.end, _next_window(part.start))
+            kept = (
+                self._c.bytes_present,
+                self._c.bytes_zero,
+                self._c.bytes_swapped,
+                self._c.bytes_cut,
+            )
+            self._c.start, self._c.end = part.start, end
+            self._c.huge_shift, self._c.huge_kind = part.huge_shift, part.huge_kind
+            self._c.flags = self._flags | (lib.PF_SURVEY_DENSE if part.dense else 0)
+            count = lib.pf_survey_next(self._c, pointer + filled, len(extents) - filled)
+            if count < 0:
+                self._fail(-count)
+            found = extents[filled : filled + count]
+            if not self._classified and (found["kind"] == THP).any() and hugetlb_in_use():
+                # These may be hugetlb pages, of another size: ask, and look once more.
+                (
+                    self._c.bytes_present,
+                    self._c.bytes_zero,
+                    self._c.bytes_swapped,
+                    self._c.bytes_cut,
+                ) = kept
+                self._classify()
+                continue
+            looked += self._c.start - part.start
+            filled += count
+            part.start = self._c.start
+            if part.start >= part.end:
+                self._parts.pop()
+        return filled
+
+    def _classify(self) -> None:
+        """Cut the parts at the mappings, and give each its kind and size of huge page."""
+        self._classified = True
+        hugetlb = hugetlb_in_use()
+        unsure = self.method == "pagemap" and self._c.kpageflags_fd < 0 and thp_shift() > 0
+        if not hugetlb and not unsure and self.method == "scan":
+            return
+        known = procfs.smaps(self.target.pid or None) if hugetlb or unsure else []
+        if not known:
+            return
+        parts: list[_Part] = []
+        for part in reversed(self._parts):
+            parts.extend(_cut(part, known))
+        parts.reverse()
+        self._parts = parts
+
+    def _fail(self, number: int) -> None:
+        pid = self.target.pid
+        if number == errno.ESRCH:
+            raise ProcessGoneError(number, f"process {pid} ended", "check the process id")
+        if number in (errno.EPERM, errno.EACCES):
+            raise NotPermittedError(
+                number,
+                "the kernel refuses to say where pages are",
+                "run as the same user; in a container allow move_pages (CAP_SYS_NICE)",
+            )
+        raise PageferryError(number, f"the survey failed ({self.method})")
+
+
+def _next_window(start: int) -> int:
+    """Return the first window border above ``start``: windows do not cut gigantic pages."""
+    return (start // _WINDOW_BYTES + 1) * _WINDOW_BYTES
+
+
+def _cut(part: _Part, uses: list[procfs.MappingUse]) -> Iterator[_Part]:
+    """Yield ``part`` cut at the borders of the mappings, holes left out."""
+    huge = 1 << thp_shift()
+    for use in uses:
+        start, end = max(part.start, use.mapping.start), min(part.end, use.mapping.end)
+        if start >= end:
+            continue
+        if "ht" in use.flags:
+            yield _Part(start, end, use.kernel_page_size.bit_length() - 1, HUGETLB)
+        else:
+            # Fewer base pages than make up one huge page: every full block must be a huge one.
+            dense = use.anon_huge > 0 and use.rss - use.anon_huge < huge
+            yield _Part(start, end, thp_shift(), THP, dense)

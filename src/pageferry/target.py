@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request is about: an array, a buffer, an address range, or a whole process."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from . import procfs
+from .errors import RangeError
+from .pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    Movable: TypeAlias = npt.NDArray[Any] | Buffer | range | None
+
+# The end of the largest user address space that Linux has (x86 with 5-level page tables).
+_ADDRESS_END = 1 << 57
+
+
+@dataclass(frozen=True)
+class Target:
+    """Address ranges of one process, widened to whole base pages.
+
+    ``pid`` 0 is the calling process. ``owner`` keeps a buffer alive, and exported, for as long
+    as the target lives. ``bytes`` is the size of the ranges, present or not.
+    """
+
+    pid: int
+    ranges: tuple[range, ...]
+    whole_process: bool = False
+    owner: object = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all ranges together, in bytes."""
+        return sum(len(r) for r in self.ranges)
+
+
+def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -> Target:
+    """Return the address ranges that ``target`` and ``pid`` mean.
+
+    ``target`` is a numpy array, an object with a buffer (also a read-only one), a ``range`` of
+    addresses (of process ``pid``, or of this one), or ``None`` for the whole process ``pid``.
+    ``partial`` says what happens to pages that the range covers in part: ``"touched"`` takes
+    them whole, ``"inside"`` leaves them out. Raises ``RangeError`` for impossible addresses,
+    ``TypeError`` for objects without a buffer, ``ProcessGoneError`` and ``NotPermittedError``
+    for processes that cannot be looked at.
+    """
+    if partial not in ("touched", "inside"):
+        raise ValueError(f"partial must be 'touched' or 'inside', not {partial!r}")
+    if pid is not None and pid <= 0:
+        raise RangeError(errno.ESRCH, f"{pid} is no process id", "process ids are 1 and above")
+    if target is None:
+        if pid is None:
+            raise TypeError("move what? give a target, or pid= for a whole process")
+        maps = [m for m in procfs.mappings(pid) if not m.special]
+        return Target(pid, tuple(range(m.start, m.end) for m in maps), whole_process=True)
+    if isinstance(target, range):
+        return Target(pid or 0, _whole_pages(*_checked(target), partial))
+    if pid is not None:
+        raise TypeError("with pid=, the target is a range of addresses or None")
+    start, end, owner = _span(target)
+    return Target(0, _whole_pages(start, end, partial), owner=owner)
+
+
+def _checked(addresses: range) -> tuple[int, int]:
+    if addresses.step != 1:
+        raise RangeError(errno.EINVAL, f"an address range has step 1, not {addresses.step}")
+    if addresses.start < 0 or addresses.stop > _ADDRESS_END:
+        raise RangeError(
+            errno.EFAULT,
+            f"addresses {addresses.start:#x}-{addresses.stop:#x} are beyond the address space",
+            f"user addresses end at {_ADDRESS_END:#x}",
+        )
+    if addresses.stop < addresses.start:
+        raise RangeError(
+            errno.EINVAL,
+            f"the range {addresses.start:#x}-{addresses.stop:#x} is reversed",
+            "give the lower address first",
+        )
+    return addresses.start, addresses.stop
+
+
+def _span(target: object) -> tuple[int, int, object]:
+    """Return first address, end address, and what must stay alive for them to be valid."""
+    if isinstance(target, np.ndarray):
+        if target.size == 0:
+            return 0, 0, target
+        start, end = np.lib.array_utils.byte_bounds(target)
+        return start, end, target
+    if isinstance(target, mmap.mmap) and target.closed:
+        raise ValueError("the mmap is closed")
+    try:
+        view = memoryview(target)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"cannot move a {type(target).__name__}: give a numpy array, an object with a "
+            "buffer, or a range of addresses"
+        ) from None
+    if view.nbytes == 0:
+        return 0, 0, view
+    array = np.asarray(view)
+    start, end = np.lib.array_utils.byte_bounds(array)
+    return start, end, (view, array)
+
+
+def _whole_pages(start: int, end: int, partial: str) -> tuple[range, ...]:
+    if start == end:
+        return ()
+    if partial == "touched":
+        start -= start % PAGE_SIZE
+        end += -end % PAGE_SIZE
+    else:
+        start += -start % PAGE_SIZE
+        end -= end % PAGE_SIZE
+    return (range(start, end),) if start < end else ()
