@@ -29,8 +29,8 @@ enum {
 	MPOL_MF_MOVE_ALL_FLAG = 1 << 2,
 };
 
-#define BATCH_BYTES_MIN (512u << 10)
-#define BATCH_BYTES_MAX (64u << 20)
+#define BATCH_BYTES_MIN (2u << 20)
+#define BATCH_BYTES_MAX (256u << 20)
 
 /* One pf_move_run() call. */
 struct moving {

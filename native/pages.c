@@ -9,10 +9,13 @@
 #include "pages.h"
 
 /*
- * The last batches are made smaller so that the workers finish together, but
- * not below this: each call has a fixed cost (it drains a list on every CPU).
+ * Batches shrink towards the end, so that the workers finish together, but not
+ * below a share of the whole. Each call drains a list on every CPU and waits
+ * for all of them; when those are busy, as with other workers, that is
+ * milliseconds, whatever the call then moves.
  */
-#define TAIL_BYTES (1u << 20)
+#define SMALLEST_BYTES (2u << 20)
+enum { SMALLEST_SHARE = 16 };
 
 uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents)
 {
@@ -36,6 +39,9 @@ void cursor_init(struct cursor *cursor, const struct pf_extent *extents,
 	cursor->workers = workers;
 	for (i = 0; i < n_extents; i++)
 		cursor->bytes_left += extents[i].pages << extents[i].shift;
+	cursor->smallest = cursor->bytes_left / (SMALLEST_SHARE * (uint64_t)workers);
+	if (cursor->smallest < SMALLEST_BYTES)
+		cursor->smallest = SMALLEST_BYTES;
 }
 
 void cursor_destroy(struct cursor *cursor)
@@ -75,11 +81,11 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
 	batch->bytes = 0;
 	pthread_mutex_lock(&cursor->lock);
 	if (cursor->workers > 1) {
-		share = cursor->bytes_left / (2 * cursor->workers);
-		if (share < TAIL_BYTES)
-			share = TAIL_BYTES;
+		share = cursor->bytes_left / (2 * (uint64_t)cursor->workers);
 		if (want > share)
 			want = share;
+		if (want < cursor->smallest)
+			want = cursor->smallest;
 	}
 	batch->index = cursor->index;
 	while (cursor->extent < cursor->n_extents && batch->count < batch->capacity) {
@@ -148,13 +154,22 @@ void batch_free(struct batch *batch)
 	memset(batch, 0, sizeof(*batch));
 }
 
-long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
-		    const int32_t *nodes, int32_t *status, int flags)
+static long raw_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
+			   const int32_t *nodes, int32_t *status, int flags)
 {
 	long result = syscall(SYS_move_pages, (long)pid, (unsigned long)count, pages, nodes,
 			      status, (long)flags);
 
 	return result < 0 ? -errno : result;
+}
+
+long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
+		    const int32_t *nodes, int32_t *status, int flags)
+{
+	long result = raw_move_pages(pid, count, pages, nodes, status, flags);
+
+	/* What is left of a process that ended until its parent asks has no memory. */
+	return pid && result == -EINVAL ? -ESRCH : result;
 }
 
 int query_nodes(int32_t pid, uint64_t count, const uint64_t *pages, int32_t *status)
@@ -173,7 +188,7 @@ int query_nodes(int32_t pid, uint64_t count, const uint64_t *pages, int32_t *sta
 int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
 			  const int32_t *nodes, int32_t *status, int32_t flags)
 {
-	return sys_move_pages(pid, count, pages, nodes, status, flags);
+	return raw_move_pages(pid, count, pages, nodes, status, flags);
 }
 
 uint64_t now_us(void)

@@ -24,6 +24,7 @@ struct cursor {
 	uint64_t page;		/* ... and the page in it */
 	uint64_t index;		/* pages dealt out so far */
 	uint64_t bytes_left;
+	uint64_t smallest;	/* batch worth a call of its own, in bytes */
 	uint32_t workers;
 };
 
@@ -55,7 +56,10 @@ void cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
 int batch_alloc(struct batch *batch, uint64_t capacity);
 void batch_free(struct batch *batch);
 
-/* move_pages(2): what it returns, or -errno. */
+/*
+ * move_pages(2): what it returns, or -errno; -ESRCH also where the kernel says
+ * -EINVAL because the process has no memory any more.
+ */
 long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
 		    const int32_t *nodes, int32_t *status, int flags);
 

@@ -52,6 +52,7 @@ enum {
 
 	KPF_COMPOUND_HEAD = 15,
 	KPF_THP = 22,
+	KPF_ZERO_PAGE = 24,
 };
 
 #define ENTRY_PRESENT (1ull << 63)
@@ -188,7 +189,7 @@ static int look_pagemap(struct pf_survey *survey, struct block *block)
 	return 0;
 }
 
-static int look_query(struct pf_survey *survey, struct block *block)
+static int look_query(const struct pf_survey *survey, struct block *block)
 {
 	uint64_t addresses[BLOCK_PAGES];
 	int32_t statuses[BLOCK_PAGES];
@@ -207,6 +208,23 @@ static int look_query(struct pf_survey *survey, struct block *block)
 	return 0;
 }
 
+/*
+ * What pagemap shows as present may be the shared zero page, which smaps does
+ * not count. The kernel names no node for it.
+ */
+static bool has_zero_page(const struct pf_survey *survey, const struct block *block)
+{
+	struct block asked = { .start = block->start, .pages = block->pages };
+	uint64_t i;
+
+	if (look_query(survey, &asked))
+		return true;
+	for (i = 0; i < asked.pages; i++)
+		if (!(asked.categories[i] & IS_PRESENT))
+			return true;
+	return false;
+}
+
 static bool block_is_huge(const struct pf_survey *survey, const struct block *block)
 {
 	uint64_t flags, i;
@@ -219,13 +237,14 @@ static bool block_is_huge(const struct pf_survey *survey, const struct block *bl
 		for (i = 0; i < block->pages; i++)
 			if (!(block->categories[i] & IS_PRESENT))
 				return false;
-		return true;
+		return !has_zero_page(survey, block);
 	}
 	if (!block->contiguous || block->frame % block->pages || survey->kpageflags_fd < 0)
 		return false;
 	if (pread(survey->kpageflags_fd, &flags, 8, (off_t)block->frame * 8) != 8)
 		return false;
-	return (flags >> KPF_THP & 1) && (flags >> KPF_COMPOUND_HEAD & 1);
+	return (flags >> KPF_THP & 1) && (flags >> KPF_COMPOUND_HEAD & 1) &&
+	       !(flags >> KPF_ZERO_PAGE & 1);
 }
 
 static void take_block(struct pf_survey *survey, struct output *output,

@@ -83,7 +83,7 @@ struct pf_survey {
 	/* set by the caller */
 	uint64_t start;		/* whole base pages; the call advances it */
 	uint64_t end;
-	int32_t pid;		/* 0: this process (PF_SURVEY_QUERY only) */
+	int32_t pid;		/* 0: this process (PF_SURVEY_QUERY and PF_SURVEY_DENSE) */
 	int32_t pagemap_fd;	/* /proc/PID/pagemap, not for PF_SURVEY_QUERY */
 	int32_t kpageflags_fd;	/* /proc/kpageflags, or -1 */
 	uint32_t method;	/* enum pf_survey_method */

@@ -6,17 +6,20 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 from .flags import MigrateMode
 from .topology import Topology
 
-#: What one call of move_pages(2) should take at most: the program may wait that long.
-CALL_MS = 20
+#: What one call of move_pages(2) should take: progress and Ctrl-C are looked at in between. The
+#: program does not wait that long for a page: the kernel unmaps at most 512 at a time.
+CALL_MS = 100
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
-FIRST_BATCH_BYTES = 4 << 20
-#: Below this, waking a helper costs more than it brings.
-BYTES_PER_THREAD = 1 << 20
+FIRST_BATCH_BYTES = 32 << 20
+#: Each call drains lists on every CPU, whatever it moves: less than this for a thread and
+#: sharing costs more than it brings.
+BYTES_PER_THREAD = 16 << 20
 MAX_THREADS = 1024
 
 
@@ -59,6 +62,8 @@ def make_plan(
     node's first, but no more than there is work for. ``MigrateMode.ST`` makes it one. Raises
     ``ValueError`` for other values.
     """
+    if not isinstance(mode, int):
+        raise TypeError(f"a mode is made of MigrateMode bits, not {mode!r}")
     mode, single, multi = _understood(int(mode))
     reasons = ["kernel engine: move_pages(2) works for every kind of memory and any process"]
     if single:
@@ -67,7 +72,8 @@ def make_plan(
     elif threads == "auto":
         count, reason = _auto(machine, size, pages, multi)
         reasons.append(reason)
-    elif isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1:
+    elif isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1:
+        threads = int(threads)
         count = min(threads, MAX_THREADS, max(pages, 1))
         limit = f", no more than there are pages ({pages})" if count < threads else ""
         reasons.append(f"{_threads(count)}: asked for{limit}")
