@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's files between runs: ``$XDG_CACHE_HOME/pageferry/lab``, safe for parallel use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import LabError
+
+
+def cache_dir() -> Path:
+    """Return the lab's cache directory, made if it is missing.
+
+    Raises LabError when it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        base = Path.home() / ".cache"
+    path = base / "pageferry" / "lab"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            error.errno or errno.EIO,
+            f"cannot make the cache directory {path}",
+            "set XDG_CACHE_HOME to a directory you can write",
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock ``name`` of the cache, waiting for another process that holds it."""
+    with open(cache_dir() / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also by kill -9
+        yield
+
+
+@contextlib.contextmanager
+def scratch_dir() -> Iterator[Path]:
+    """Yield an empty directory on the cache's file system, removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_dir()))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that nobody ever sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)  # noqa: PTH101
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        os.unlink(name)  # noqa: PTH108
+        raise

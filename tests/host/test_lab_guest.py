@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that really boot: one takes about four seconds under emulation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pageferry import lab
+
+PAGEFERRY = [sys.executable, "-m", "pageferry", "lab"]
+
+OS_RELEASE = "/proc/sys/kernel/osrelease"
+# Run in the guest by the tests' own Python, which lives on the host.
+LOOK = """
+import json, os, pathlib, socket, sys
+json.dump({
+    "args": [os.fsencode(a).hex() for a in sys.argv[1:]],
+    "cwd": os.getcwd(),
+    "host": socket.gethostname(),
+    "env": dict(os.environ),
+    "uid": os.getuid(),
+    "mounts": pathlib.Path("/proc/self/mounts").read_text(),
+    "release": os.uname().release,
+    "nodes": pathlib.Path("/sys/devices/system/node/online").read_text().strip(),
+}, open(os.environ["LOOK_AT"], "w"))
+"""
+ODD = ["two words", "'", '"$x`\\', "new\nline", "", os.fsdecode(bytes(range(1, 256)))]
+
+
+def test_a_command_finds_what_it_has_on_the_host(tmp_path: Path) -> None:
+    """Arguments, environment, directory and Python of the host; results stay on the host."""
+    out = tmp_path / "it's, out"
+    out.mkdir()
+    result = lab.run(
+        [sys.executable, "-c", LOOK, *ODD],
+        env={"LOOK_AT": str(out / "seen.json")},
+        writable=[out],
+        timeout=60,
+    )
+    assert result.ok, result.explain() or result.stderr.decode()
+    assert result.boot_seconds
+    seen = json.loads((out / "seen.json").read_text())
+    assert seen["args"] == [os.fsencode(word).hex() for word in ODD]
+    assert seen["cwd"] == str(Path.cwd())
+    assert (seen["host"], seen["uid"]) == ("pageferry-lab", 0)
+    assert seen["env"]["PATH"] == os.environ["PATH"]
+    assert seen["env"]["PAGEFERRY_LAB"] == "1"
+    assert seen["env"]["PAGEFERRY_LAB_ACCEL"] == result.accel
+    assert "cgroup2 /sys/fs/cgroup" in seen["mounts"]
+    assert seen["nodes"] == "0-1"
+    assert seen["release"] == result.kernel
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "online", "memory", "cpu", "distance"),
+    [
+        ("memory-only", "stock", "0-1", "0-1", "0", "10 30"),
+        ("memoryless", "stock", "0-2", "0,2", "0-2", "10 20 20"),
+        ("sparse", "stock-6.1", "0,2", "0,2", "0", "10 20"),
+    ],
+)
+def test_topologies(
+    name: str, kernel: str, online: str, memory: str, cpu: str, distance: str
+) -> None:
+    files = ("online", "has_memory", "has_cpu", "node0/distance")
+    result = lab.run(
+        ["cat", *(f"/sys/devices/system/node/{file}" for file in files), OS_RELEASE],
+        topology=lab.TOPOLOGIES[name],
+        kernel=kernel,
+        memory="512M",
+        timeout=60,
+    )
+    assert result.ok, result.explain()
+    assert result.stdout.decode().splitlines() == [online, memory, cpu, distance, result.kernel]
+    assert result.topology == name
+
+
+def test_output_is_passed_as_it_comes_and_bytes_stay() -> None:
+    """stdout and stderr apart, all byte values, much of it, live; then death by a signal."""
+    script = """
+printf early; printf '\\000\\377' >&2; sleep 2
+echo again >/dev/stdout; echo gone >>/etc/passwd; touch /usr/new /tmp/new
+head -c 3000000 /dev/zero; sleep 1000 & kill -TERM $$
+"""
+    process = subprocess.Popen(
+        [*PAGEFERRY, "run", "--memory", "512M", "--", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    first = process.stdout.read(5)
+    early = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    late = time.monotonic()
+    assert first == b"early"
+    assert late - early > 1
+    assert out == b"again\n" + bytes(3000000)
+    assert err == b"\0\xff"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not Path("/usr/new").exists()
+    assert not Path("/tmp/new").exists()
+
+
+def test_a_panic_is_reported(tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    crash = "echo before; echo c >/proc/sysrq-trigger"
+    done = subprocess.run(
+        [*PAGEFERRY, "run", "--console", str(console), "--", "sh", "-c", crash],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == lab.LAB_FAILED
+    assert done.stdout == "before\n"
+    assert "panicked while the command ran: sysrq triggered crash" in done.stderr
+    assert f"whole console: {console}" in done.stderr
+    assert "Kernel panic" in console.read_text()
+
+
+def test_a_hang_is_reported() -> None:
+    lab.fetch()
+    result = lab.run(["sh", "-c", "echo before; sleep 1000"], memory="512M", timeout=10)
+    assert result.verdict is lab.Verdict.TIMEOUT
+    assert (result.returncode, result.stdout) == (lab.LAB_FAILED, b"before\n")
+    assert result.boot_seconds
+    assert "had not ended after 10 s" in result.explain()
+    assert result.console_path is None or result.console_path.exists()
+
+
+def test_a_guest_that_ends_by_itself_is_reported() -> None:
+    off = "echo o >/proc/sysrq-trigger; sleep 1000"
+    result = lab.run(["sh", "-c", off], memory="512M", timeout=60)
+    assert result.verdict is lab.Verdict.NO_EXIT_CODE
+    assert result.returncode == lab.LAB_FAILED
+
+
+def test_a_qemu_that_does_not_start_is_reported() -> None:
+    result = lab.run(["true"], accel="tcg", memory=1 << 50, timeout=60)
+    assert result.verdict is lab.Verdict.QEMU_FAILED
+    assert "memory" in result.explain()
+
+
+def test_a_shell_on_a_terminal() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*PAGEFERRY, "shell", "--memory", "512M", "--", "/bin/sh"])
+    seen = b""
+
+    def wait_for(text: bytes, limit: float) -> None:
+        nonlocal seen
+        end = time.monotonic() + limit
+        while text not in seen and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                with contextlib.suppress(OSError):
+                    seen += os.read(terminal, 65536)
+        assert text in seen, seen.decode(errors="replace")
+        seen = seen.partition(text)[2]
+
+    try:
+        wait_for(b"# ", 60)
+        os.write(terminal, b"tty; stty size; echo $((6*7)); sleep 1000\n")
+        wait_for(b"/dev/hvc0", 20)
+        wait_for(b"42", 20)
+        os.write(terminal, b"\x03")  # Ctrl-C ends the sleep: there is job control
+        wait_for(b"# ", 20)
+        os.write(terminal, b"exit 7\n")
+        end = time.monotonic() + 30
+        code = None
+        while code is None and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    seen += os.read(terminal, 65536)
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if gone else None
+        assert code == 7, seen.decode(errors="replace")
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_nothing_outlives_the_lab(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*PAGEFERRY, "run", "--accel", "tcg", "--memory", "512M", "--", "sleep", "1000"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (guests := _children(process.pid)) and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(0.5)  # setpriv becomes QEMU
+        assert b"qemu" in Path(f"/proc/{guests[0]}/cmdline").read_bytes()
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+    end = time.monotonic() + 5
+    while any(map(_alive, guests)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(_alive, guests))
+    assert process.returncode == code
+    assert not list(tmp_path.iterdir())
