@@ -14,7 +14,7 @@ from .topology import Topology
 
 #: What one call of move_pages(2) should take: progress and Ctrl-C are looked at in between. The
 #: program does not wait that long for a page: the kernel unmaps at most 512 at a time.
-CALL_MS = 100
+CALL_MS = 200
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
 FIRST_BATCH_BYTES = 32 << 20
 #: Each call drains lists on every CPU, whatever it moves: less than this for a thread and

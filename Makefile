@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a newcomer needs:   make demo   make test
+# Both install what they need (root or sudo) and are safe to repeat.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml meson.build \
+	meson_options.txt VERSION README.md
+
+.PHONY: demo test test-host test-guest build setup lab lint format wheel clean help
+
+help:
+	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
+	@echo "make test    all tests, on this machine and in lab guests"
+	@echo "make wheel   wheel and sdist in dist/"
+	@echo "make format  ruff format and fix;  make lint: ruff and mypy"
+
+demo: build lab
+	$(BIN)/pageferry bench series --output pageferry-series.json --plot pageferry-series.png
+
+test: test-host test-guest
+
+test-host: build lab
+	$(BIN)/python -m pytest tests/host
+
+test-guest: build lab
+	$(BIN)/python scripts/guest_tests.py
+
+build: setup $(VENV)/.installed
+
+# Packages of the system and of PyPI; nothing is done where nothing is missing.
+setup:
+	@scripts/setup
+
+$(VENV)/.installed: $(SOURCES) $(VENV)/.packages
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-deps --no-build-isolation \
+		-C build-dir=build -C setup-args=-Dstrict=true .
+	@touch $@
+
+# The guest's kernel, cached outside the tree.
+lab: build
+	@$(BIN)/pageferry lab fetch
+
+wheel: build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
+lint: build
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf build build-* dist $(VENV)/.installed

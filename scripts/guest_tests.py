@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run tests/guest in lab guests, one for each machine of tests/guest/machines.toml.
+
+Usage: guest_tests.py [NAME ...]. Exits with 1 if any guest's tests failed.
+"""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Run the guests one after the other; they would only slow each other down."""
+    with open(ROOT / "tests/guest/machines.toml", "rb") as file:
+        machines = tomllib.load(file)["machine"]
+    wanted = sys.argv[1:] or [machine["name"] for machine in machines]
+    unknown = set(wanted) - {machine["name"] for machine in machines}
+    if unknown:
+        print(f"guest_tests: no machine named {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    failed = []
+    for machine in machines:
+        if machine["name"] not in wanted:
+            continue
+        print(f"\n=== guest: {machine['name']} ({' '.join(machine['args'])}) ===", flush=True)
+        command = [
+            sys.executable, "-m", "pageferry", "lab", "run", "--timeout", "900", *machine["args"],
+            "--", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *machine["tests"],
+        ]  # fmt: skip
+        if subprocess.run(command, cwd=ROOT).returncode:
+            failed.append(machine["name"])
+    print(f"\nguest tests: {len(wanted)} machines, failed: {', '.join(failed) or 'none'}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

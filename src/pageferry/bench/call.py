@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one call costs: ``move()`` of a single page against the bare system call."""
+
+from __future__ import annotations
+
+import mmap
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from .._native import ffi, lib
+from ..flags import MPOL_MF_MOVE
+from ..migrate import move
+from ..topology import topology
+from .machine import machine_facts
+
+EXPERIMENT = "call"
+
+
+def run_call(*, repeats: int = 1000) -> dict[str, Any]:
+    """Time both in turn, ``repeats`` times, and return medians in microseconds.
+
+    The page is moved to and fro where there are two nodes, else asked to go where it is.
+    """
+    nodes = (topology().target_nodes * 2)[:2]
+    page = np.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), np.uint8)
+    page[0] = 1
+    address = ffi.new("uint64_t[]", [page.ctypes.data])
+    status = ffi.new("int32_t[1]")
+    raw: list[float] = []
+    ours: list[float] = []
+    for repeat in range(repeats + 10):
+        target = nodes[repeat % 2]
+        node = ffi.new("int32_t[]", [target])
+        begun = time.perf_counter()
+        lib.pf_sys_move_pages(0, 1, address, node, status, MPOL_MF_MOVE)
+        between = time.perf_counter()
+        move(page, nodes[(repeat + 1) % 2])
+        ended = time.perf_counter()
+        if repeat >= 10:
+            raw.append((between - begun) * 1e6)
+            ours.append((ended - between) * 1e6)
+    return {
+        "experiment": EXPERIMENT,
+        "machine": machine_facts(),
+        "repeats": repeats,
+        "nodes": list(nodes),
+        "raw_us": statistics.median(raw),
+        "move_us": statistics.median(ours),
+        "above_us": statistics.median(b - a for a, b in zip(raw, ours, strict=True)),
+        "above_us_quartiles": statistics.quantiles(
+            [b - a for a, b in zip(raw, ours, strict=True)], n=4
+        ),
+    }

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory for experiments: of one page size, with contents that can be checked."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..migrate import locate
+
+HUGE = 2 << 20
+_CHUNK = 1 << 20  # words compared at a time
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class PageArray:
+    """Private anonymous memory of ``pages`` pages of ``page_size`` bytes, written to.
+
+    4 KiB pages are kept from becoming huge (MADV_NOHUGEPAGE), 2 MiB ones are transparent huge
+    pages. Every word holds a value that depends on its place, so that ``check`` finds a lost, torn
+    or swapped page. Raises ``MemoryError`` when the kernel does not give that size of page.
+    """
+
+    def __init__(self, pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.bytes = pages * page_size
+        huge = page_size != mmap.PAGESIZE
+        self._map = mmap.mmap(
+            -1,
+            self.bytes + (HUGE if huge else 0),
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+        )
+        whole = np.frombuffer(self._map, np.uint8)
+        skip = -whole.ctypes.data % HUGE if huge else 0
+        self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        self.words = whole[skip : skip + self.bytes].view(np.uint64)
+        for first in range(0, len(self.words), _CHUNK):
+            self.words[first : first + _CHUNK] = self._expected(first)
+        self.address = int(self.words.ctypes.data)
+        kind = "thp" if huge else "base"
+        got = locate(self.words).by_kind(kind)
+        if got != self.bytes:
+            raise MemoryError(
+                f"the kernel gave {got} of {self.bytes} bytes in {kind} pages; is THP enabled "
+                "(/sys/kernel/mm/transparent_hugepage/enabled), and enough memory free?"
+            )
+
+    @property
+    def addresses(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        """The address of each page."""
+        count = self.bytes // self.page_size
+        return np.uint64(self.address) + np.arange(count, dtype=np.uint64) * np.uint64(
+            self.page_size
+        )
+
+    def _expected(self, first: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        last = min(first + _CHUNK, len(self.words))
+        return np.arange(first + 1, last + 1, dtype=np.uint64) * _MIX
+
+    def check(self) -> None:
+        """Compare every byte with what was written. Raises ``AssertionError`` with the place."""
+        for first in range(0, len(self.words), _CHUNK):
+            got = self.words[first : first + _CHUNK]
+            wrong = np.flatnonzero(got != self._expected(first))
+            if len(wrong):
+                at = self.address + (first + int(wrong[0])) * 8
+                raise AssertionError(f"{len(wrong)} words are damaged, the first at {at:#x}")
+
+
+class Child:
+    """Another process with a ``PageArray``, idle, to be moved from outside.
+
+    A context manager: the process ends with it. ``check`` has it compare its memory.
+    """
+
+    def __init__(self, pages: int, page_size: int) -> None:
+        self.bytes = pages * page_size
+        code = (
+            "import sys\n"
+            "from pageferry.bench.memory import PageArray\n"
+            f"array = PageArray({pages}, {page_size})\n"
+            "print(hex(array.address), flush=True)\n"
+            "for line in sys.stdin:\n"
+            "    array.check()\n"
+            "    print('whole', flush=True)\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self._process.pid
+        self.address = int(self._answer(), 16)
+
+    @property
+    def addresses(self) -> range:
+        """The range of its array."""
+        return range(self.address, self.address + self.bytes)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise MemoryError(f"the process to move ended with {self._process.wait()}")
+        return line
+
+    def check(self) -> None:
+        """Have the process compare its bytes. Raises ``AssertionError``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        try:
+            self._answer()
+        except MemoryError as error:
+            raise AssertionError("the moved process found its memory damaged") from error
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def free_bytes(node: int) -> int:
+    """Return the free memory of a node in bytes, from its meminfo."""
+    text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
+    for line in text.splitlines():
+        if "MemFree:" in line:
+            return int(line.split()[-2]) * 1024
+    return 0
+
+
+def has_program(name: str) -> bool:
+    """Say whether a program is on the PATH."""
+    return any(
+        os.access(Path(folder, name), os.X_OK) for folder in os.environ.get("PATH", "").split(":")
+    )

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment of the 2017 series: 100000 pages of 4 KiB and 195 of 2 MiB between two nodes.
+
+Ways to move the same pages are measured in turn, there and back summed, repeated after a
+warm-up, so that drift of the machine meets all of them alike. Ratios are taken inside one
+repeat, against one plain ``move_pages`` call.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from .._native import ffi, lib
+from ..errors import NodeError, PageferryError
+from ..flags import MPOL_MF_MOVE
+from ..migrate import move
+from ..topology import topology
+from .machine import machine_facts
+from .memory import HUGE, Child, PageArray
+
+#: Page size in bytes, pages, and the series' own word for them.
+CASES = ((4096, 100000, "normal"), (HUGE, 195, "huge"))
+PLAIN = "plain move_pages"
+MIGRATEPAGES = "migratepages"
+EXPERIMENT = "series"
+
+Move = Callable[[int, int], None]
+
+
+def run_series(
+    *,
+    repeats: int = 7,
+    threads: tuple[int, ...] = (),
+    cases: tuple[tuple[int, int, str], ...] = CASES,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run the experiment on this machine and return its figures, ready for JSON.
+
+    ``threads`` are the numbers to compare, by default powers of two up to the CPUs that this
+    process may use. ``say`` is told what goes on. Raises ``NodeError`` (ENODEV) on a machine with
+    fewer than two memory nodes, ``MemoryError`` when they are too full, and ``AssertionError``
+    should a single byte be wrong afterwards.
+    """
+    machine = topology()
+    if len(machine.target_nodes) < 2:
+        raise NodeError(
+            errno.ENODEV,
+            "the experiment needs two nodes with memory",
+            "run it in a guest: pageferry bench series --lab always",
+        )
+    nodes = machine.target_nodes[:2]
+    numbers = threads or _powers_of_two(len(machine.allowed_cpus))
+    figures: dict[str, Any] = {
+        "experiment": EXPERIMENT,
+        "machine": machine_facts(),
+        "nodes": list(nodes),
+        "repeats": repeats,
+        "unit": "one sample is there and back; GB/s are 10**9 bytes",
+        "cases": [],
+    }
+    for page_size, pages, word in cases:
+        figures["cases"].append(_case(page_size, pages, word, nodes, numbers, repeats, say))
+    return figures
+
+
+def published() -> list[dict[str, str]]:
+    """Return the rows of the series' own figures (2017-02-17), from the published table."""
+    path = resources.files(__package__) / "published-throughput.csv"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    names = ("source", "machine", "engine", "page_bytes", "pages", "threads", "gbps", "copy")
+    rows = list(csv.DictReader(lines, fieldnames=names))
+    return [row for row in rows if row["source"] == "lkml-2017-02-17-khandual"]
+
+
+def _powers_of_two(limit: int) -> tuple[int, ...]:
+    numbers = [1]
+    while numbers[-1] * 2 <= limit:
+        numbers.append(numbers[-1] * 2)
+    return tuple(numbers)
+
+
+def _case(
+    page_size: int,
+    pages: int,
+    word: str,
+    nodes: tuple[int, ...],
+    threads: tuple[int, ...],
+    repeats: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    size = pages * page_size
+    machine = topology()
+    for node in nodes:
+        # The array, the process beside it, and some air.
+        if machine.free(node) < 2 * size + (64 << 20):
+            raise MemoryError(f"node {node} has too little free memory for {2 * size >> 20} MiB")
+    array = PageArray(pages, page_size)
+    with Child(pages, page_size) as child:
+        ways: dict[str, Move] = {PLAIN: _plain(array)}
+        for count in threads:
+            ways[_name(count)] = _pageferry(array, count)
+        rivals: dict[str, Move] = {}
+        if shutil.which(MIGRATEPAGES):
+            rivals = {
+                MIGRATEPAGES: _migratepages(child),
+                f"{_name(threads[-1])}, that process": _pageferry_pid(child, threads[-1]),
+            }
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in {**ways, **rivals}}
+        first, second = nodes[0], nodes[1]
+        move(array.words, first)
+        move(child.addresses, first, pid=child.pid)
+        names = list(samples)
+        for repeat in range(-1, repeats):
+            say(f"{pages} {word} pages: {'warm-up' if repeat < 0 else f'{repeat + 1}/{repeats}'}")
+            for name in names:
+                way = ways.get(name) or rivals[name]
+                there = _timed(way, first, second)
+                back = _timed(way, second, first)
+                if repeat >= 0:
+                    samples[name].append((there, back))
+            names.append(names.pop(0))  # nobody always goes first
+        say(f"{pages} {word} pages: comparing every byte")
+        array.check()
+        child.check()
+    return {
+        "page_size": page_size,
+        "pages": pages,
+        "word": word,
+        "bytes": size,
+        "ways": [
+            _summary(name, size, samples, PLAIN if name in ways else MIGRATEPAGES)
+            for name in samples
+        ],
+    }
+
+
+def _name(threads: int) -> str:
+    return f"pageferry, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _timed(way: Move, source: int, target: int) -> float:
+    begun = time.perf_counter()
+    way(source, target)
+    return time.perf_counter() - begun
+
+
+def _plain(array: PageArray) -> Move:
+    """One system call for all pages, its lists made beforehand: today's program."""
+    addresses = array.addresses
+    status = np.empty(len(addresses), np.int32)
+    targets: dict[int, np.ndarray[Any, np.dtype[np.int32]]] = {}
+
+    def call(source: int, target: int) -> None:
+        nodes = targets.setdefault(target, np.full(len(addresses), target, np.int32))
+        result = lib.pf_sys_move_pages(
+            0,
+            len(addresses),
+            ffi.from_buffer("uint64_t[]", addresses),
+            ffi.from_buffer("int32_t[]", nodes),
+            ffi.from_buffer("int32_t[]", status),
+            MPOL_MF_MOVE,
+        )
+        if result < 0:
+            raise PageferryError(-result, "move_pages failed")
+        if result or (status != target).any():
+            raise RuntimeError(f"move_pages left {result} pages behind")
+
+    return call
+
+
+def _pageferry(array: PageArray, threads: int) -> Move:
+    def call(source: int, target: int) -> None:
+        result = move(array.words, target, threads=threads)
+        if result.bytes_moved != array.bytes:
+            raise RuntimeError(f"pageferry moved {result.bytes_moved} of {array.bytes}: {result}")
+
+    return call
+
+
+def _pageferry_pid(child: Child, threads: int) -> Move:
+    def call(source: int, target: int) -> None:
+        result = move(child.addresses, target, pid=child.pid, threads=threads)
+        if result.bytes_moved != child.bytes:
+            raise RuntimeError(f"pageferry moved {result.bytes_moved} of {child.bytes}: {result}")
+
+    return call
+
+
+def _migratepages(child: Child) -> Move:
+    """Run numactl's tool as a user does, its start included. It exits with 0 whatever happens."""
+
+    def call(source: int, target: int) -> None:
+        subprocess.run([MIGRATEPAGES, str(child.pid), str(source), str(target)], check=True)
+
+    return call
+
+
+def _summary(
+    name: str, size: int, samples: dict[str, list[tuple[float, float]]], baseline: str
+) -> dict[str, Any]:
+    """Return medians and spread of one way, and its ratios to the baseline of the same repeat."""
+    both = [there + back for there, back in samples[name]]
+    base = [there + back for there, back in samples[baseline]]
+    ratios = [b / own for b, own in zip(base, both, strict=True)]
+    middle = statistics.median(both)
+    return {
+        "name": name,
+        "baseline": baseline,
+        "milliseconds": middle / 2 * 1e3,
+        "gbps": 2 * size / middle / 1e9,
+        "gbps_low": 2 * size / max(both) / 1e9,
+        "gbps_high": 2 * size / min(both) / 1e9,
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "samples": [{"there": there, "back": back} for there, back in samples[name]],
+    }

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table and the plot of the series' experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .machine import describe
+from .series import published
+
+
+def published_figures(page_size: int) -> dict[str, float]:
+    """Return the series' own GB/s for one page size, the better of its two runs, by kernel."""
+    found: dict[str, list[float]] = {}
+    for row in published():
+        if int(row["page_bytes"]) == page_size:
+            found.setdefault(row["engine"], []).append(float(row["gbps"]))
+    return {engine: max(values) for engine, values in found.items()}
+
+
+def print_table(figures: dict[str, Any], out: Console) -> None:
+    """Print the figures in the shape of the series, with ratios and the published ones."""
+    facts = figures["machine"]
+    mark = " (emulated)" if facts["emulated"] else ""
+    out.print(f"[bold]{describe(facts)}[/bold]")
+    out.print(
+        f"Median of {figures['repeats']} repeats, alternated, node {figures['nodes'][0]} to "
+        f"{figures['nodes'][1]} and back. Ratio: median (lowest–highest) inside a repeat."
+    )
+    if facts["emulated"]:
+        out.print(
+            "Under emulation only ratios mean anything; a gain above the number of threads at "
+            "2 MiB is an artefact of the emulator's TLB."
+        )
+    if facts["numa_balancing"]:
+        out.print("NUMA balancing is on: the kernel may have moved pages as well.")
+    for case in figures["cases"]:
+        out.print()
+        for way in case["ways"]:
+            out.print(
+                f"Moved {case['pages']:>6} {case['word']} pages in {way['milliseconds']:8.2f} "
+                f"msecs {way['gbps']:6.3f} GB/s{mark}  {way['ratio']:5.2f}× "
+                f"({way['ratio_low']:.2f}–{way['ratio_high']:.2f}) of "
+                f"{way['baseline']:<16}  {way['name']}"
+            )
+        old = published_figures(case["page_size"])
+        for engine, gbps in old.items():
+            out.print(
+                f"  2017: {case['pages']:>6} {case['word']} pages {'':17}{gbps:6.3f} GB/s"
+                f"{' ' * len(mark)}  {gbps / old['thp']:5.2f}× {'of thp':<31} {engine} "
+                f"({'8 threads' if engine == 'thp+mt' else '1 thread'}, 2-socket E5-2650)"
+            )
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Draw throughput and ratio by page size and way into a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = figures["cases"]
+    figure, axes = pyplot.subplots(
+        len(cases),
+        2,
+        figsize=(11, 3.1 * len(cases) + 0.6),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1, 1], "hspace": 0.45, "wspace": 0.08},
+    )
+    for (left, right), case in zip(axes, cases, strict=True):
+        ways = case["ways"]
+        labels = [way["name"] for way in ways]
+        rows = range(len(ways))
+        colours = ["#8a8f98" if not w["name"].startswith("pageferry") else "#1769aa" for w in ways]
+        speed = [way["gbps"] for way in ways]
+        spread = [
+            [w["gbps"] - w["gbps_low"] for w in ways],
+            [w["gbps_high"] - w["gbps"] for w in ways],
+        ]
+        left.barh(rows, speed, xerr=spread, color=colours, capsize=3, height=0.65)
+        left.set_yticks(rows, labels)
+        left.invert_yaxis()
+        left.set_xlabel("GB/s" + (" (emulated)" if figures["machine"]["emulated"] else ""))
+        left.set_title(f"{case['pages']} pages of {_size(case['page_size'])}", loc="left")
+        ratios = [way["ratio"] for way in ways]
+        reach = [
+            [w["ratio"] - w["ratio_low"] for w in ways],
+            [w["ratio_high"] - w["ratio"] for w in ways],
+        ]
+        right.barh(rows, ratios, xerr=reach, color=colours, capsize=3, height=0.65)
+        for row, ratio in zip(rows, ratios, strict=True):
+            inside = ratio > 0.5
+            right.text(
+                0.05 if inside else max(ratios) / 2, row, f"{ratio:.2f}×", va="center",
+                color="white" if inside else "black", fontweight="bold",
+            )  # fmt: skip
+        right.set_xlim(0, max(2.5, *(way["ratio_high"] * 1.05 for way in ways)))
+        right.set_yticks(rows, [""] * len(ways))
+        right.invert_yaxis()
+        right.set_xlabel("times as fast as its baseline (plain call, or migratepages)")
+        old = published_figures(case["page_size"])
+        ratio_2017 = old["thp+mt"] / old["thp"]
+        right.axvline(ratio_2017, color="#c0392b", linestyle="--", linewidth=1.5)
+        right.annotate(
+            f"2017 series, 8 threads: {ratio_2017:.2f}×",
+            (ratio_2017, -0.62),
+            ha="center",
+            va="bottom",
+            color="#c0392b",
+            annotation_clip=False,
+            fontsize=9,
+        )
+        right.axvline(1, color="black", linewidth=0.8)
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Moving pages between two NUMA nodes\n" + describe(figures["machine"]),
+        fontsize=10,
+        x=0.02,
+        ha="left",
+    )
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"

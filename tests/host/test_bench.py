@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiments' arithmetic, table and plot. The experiment itself runs in the guest tests."""
+
+import copy
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pageferry.bench.call import run_call
+from pageferry.bench.memory import HUGE, Child, PageArray
+from pageferry.bench.series import PLAIN, _powers_of_two, _summary, published, run_series
+from pageferry.bench.series_report import plot, print_table, published_figures
+from pageferry.errors import NodeError
+from pageferry.migrate import locate
+from pageferry.topology import topology
+
+SIZE = 100000 * 4096
+
+
+def figures():
+    samples = {
+        PLAIN: [(1.0, 1.0), (1.1, 1.1), (0.9, 0.9)],
+        "pageferry, 2 threads": [(0.5, 0.5), (0.6, 0.5), (0.4, 0.5)],
+    }
+    return {
+        "experiment": "series",
+        "machine": {
+            "pageferry": "0",
+            "kernel": "6.12",
+            "machine": "x86_64",
+            "cpu": "test",
+            "cpus": 2,
+            "memory_nodes": [0, 1],
+            "guest": True,
+            "emulated": True,
+            "numa_balancing": False,
+        },
+        "nodes": [0, 1],
+        "repeats": 3,
+        "cases": [
+            {
+                "page_size": 4096,
+                "pages": 100000,
+                "word": "normal",
+                "bytes": SIZE,
+                "ways": [_summary(name, SIZE, samples, PLAIN) for name in samples],
+            }
+        ],
+    }
+
+
+def test_summary_takes_ratios_inside_a_repeat():
+    way = figures()["cases"][0]["ways"][1]
+    assert way["milliseconds"] == pytest.approx(500)
+    assert way["gbps"] == pytest.approx(2 * SIZE / 1.0 / 1e9)
+    assert (way["ratio"], way["ratio_low"], way["ratio_high"]) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_published_figures_are_those_of_the_series():
+    assert len(published()) == 12
+    assert published_figures(4096)["thp+mt"] == pytest.approx(0.240069)
+    assert published_figures(HUGE)["thp+mt"] / published_figures(HUGE)["thp"] == pytest.approx(
+        2.22, abs=0.01
+    )
+
+
+def test_table_has_the_shape_of_the_series():
+    text = io.StringIO()
+    print_table(figures(), Console(file=text, width=200, soft_wrap=True))
+    shown = text.getvalue()
+    assert "Moved 100000 normal pages in   500.00 msecs  0.819 GB/s (emulated)   2.00×" in shown
+    assert "2017: 100000 normal pages" in shown and "0.16× of thp" in shown
+    assert "Under emulation only ratios mean anything" in shown
+
+
+def test_plot_is_a_picture_with_ink(tmp_path):
+    from matplotlib import image
+
+    path = tmp_path / "plot.png"
+    plot(figures(), path)
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 500
+    assert 0.005 < (pixels[..., :3].min(axis=2) < 0.5).mean() < 0.5
+
+
+def test_powers_of_two():
+    assert _powers_of_two(1) == (1,)
+    assert _powers_of_two(6) == (1, 2, 4)
+
+
+def test_page_array_finds_a_damaged_word():
+    array = PageArray(64, 4096)
+    array.check()
+    array.words[1000] ^= np.uint64(1)
+    with pytest.raises(AssertionError, match=hex(array.address + 8000)):
+        array.check()
+
+
+def test_page_array_of_huge_pages_is_huge():
+    array = PageArray(2, HUGE)
+    assert array.address % HUGE == 0
+    assert locate(array.words).by_kind("thp") == 2 * HUGE
+    array.check()
+
+
+def test_child_checks_its_own_memory():
+    with Child(16, 4096) as child:
+        assert locate(child.addresses, pid=child.pid).by_kind("base") == 16 * 4096
+        child.check()
+
+
+def test_call_measures_both():
+    result = run_call(repeats=20)
+    assert result["raw_us"] > 0 and result["move_us"] > result["raw_us"]
+
+
+@pytest.mark.skipif(len(topology().target_nodes) > 1, reason="this machine has two nodes")
+def test_series_refuses_one_node():
+    with pytest.raises(NodeError, match="two nodes"):
+        run_series(repeats=1)
+
+
+def run_cli(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "pageferry", "bench", *words], capture_output=True, text=True
+    )
+
+
+def test_earlier_figures_are_shown_again(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps(figures()))
+    done = run_cli("series", "--from-json", str(path), "--plot", str(tmp_path / "plot.png"))
+    assert done.returncode == 0, done.stderr
+    assert "Moved 100000 normal pages" in done.stdout
+    assert (tmp_path / "plot.png").stat().st_size > 10000
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"experiment": "call"}', "\x00"])
+def test_foreign_figures_are_refused(tmp_path, content):
+    path = tmp_path / "figures.json"
+    path.write_text(content)
+    done = run_cli("series", "--from-json", str(path))
+    assert done.returncode == 1
+    assert "no figures of the series" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("--repeats", "0"), ("--threads", "2,x"), ("--pages", "0", "1"), ("--cpus", "-1")]
+)
+def test_bad_numbers_are_usage_errors(words):
+    done = run_cli("series", *words)
+    assert done.returncode == 2
+    assert "number from 1 up" in done.stderr
+
+
+def test_figures_survive_json():
+    before = figures()
+    assert json.loads(json.dumps(before)) == copy.deepcopy(before)
