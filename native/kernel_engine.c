@@ -1,15 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The kernel engine: move_pages(2) on batches of a page list, from many threads.
- *
- * What the system call says is subtle (see do_pages_move in mm/migrate.c):
- *  - it returns > 0 when pages were not moved, and then leaves the status of
- *    all pages of the failing group unwritten, moved or not;
- *  - it gives up at the first such group, so later pages were never tried;
- *  - pages inside a large folio whose head is listed too come back EBUSY
- *    although the folio moved.
- * So a page counts as moved only when the kernel names the target node for it,
- * and whatever is not clear is asked again before it is called a failure.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "pages.h"
+#include "kernel_engine.h"
 
 enum {
 	SAMPLE_STRIDE = 64,	/* one base page in so many is asked for its node first */
@@ -25,45 +16,18 @@ enum {
 	PAUSES = 7,		/* 1, 2, 4, ... 64 ms: 127 ms for a batch at most */
 	FULL_RETRY_MS = 10,
 	PATIENCE = 8,		/* batches whose pauses were in vain before we stop pausing */
-	MPOL_MF_MOVE_FLAG = 1 << 1,
-	MPOL_MF_MOVE_ALL_FLAG = 1 << 2,
 };
 
 #define BATCH_BYTES_MIN (2u << 20)
 #define BATCH_BYTES_MAX (256u << 20)
 
-/* One pf_move_run() call. */
-struct moving {
-	struct pf_move *move;
-	struct cursor cursor;
-	uint64_t batch_bytes;	/* adapted by all workers, last one wins */
-	uint64_t polled_us;	/* worker 0 only */
-	int32_t patience;
-	uint32_t base_shift;
-};
-
-/* What one worker needs besides its batch: the pages still to be moved. */
-struct pending {
-	uint64_t count;
-	uint32_t *slot;		/* in the batch */
-	uint64_t *address;
-	int32_t *node;		/* the target, for each */
-	int32_t *status;
-	uint64_t *asked;	/* addresses asked about again */
-};
-
-static void add(uint64_t *counter, uint64_t count)
-{
-	__atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
-}
-
-static bool stopped(const struct pf_move *move)
+bool move_stopped(const struct pf_move *move)
 {
 	return __atomic_load_n(&move->cancel, __ATOMIC_RELAXED) ||
 	       __atomic_load_n(&move->error, __ATOMIC_RELAXED);
 }
 
-static void stop(struct pf_move *move, int error)
+void move_stop(struct pf_move *move, int error)
 {
 	int32_t none = 0;
 
@@ -77,7 +41,9 @@ static int poll_now(void *arg)
 	struct pf_move *move = moving->move;
 
 	moving->polled_us = now_us();
-	if (move->poll && move->poll(move->poll_arg))
+	/* Once it has cancelled, whoever polls need not be asked again. */
+	if (move->poll && !__atomic_load_n(&move->cancel, __ATOMIC_RELAXED) &&
+	    move->poll(move->poll_arg))
 		__atomic_store_n(&move->cancel, 1, __ATOMIC_RELAXED);
 	return 0;
 }
@@ -89,99 +55,6 @@ static void poll_if_due(struct moving *moving, uint32_t worker)
 	if (worker == 0 && move->poll && move->poll_us &&
 	    now_us() - moving->polled_us >= move->poll_us)
 		poll_now(moving);
-}
-
-/* ---- Counting: every page of a batch passes through exactly one of these --- */
-
-static void set_status(struct moving *moving, const struct batch *batch, uint64_t slot,
-		       int32_t status)
-{
-	if (moving->move->statuses)
-		moving->move->statuses[batch->index + slot] = status;
-}
-
-static void count_moved(struct moving *moving, const struct batch *batch, uint64_t slot)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_moved, 1ull << batch->shift[slot]);
-	add(&progress->pages_moved[batch->kind[slot]], 1);
-	set_status(moving, batch, slot, moving->move->target);
-}
-
-static void count_already(struct moving *moving, const struct batch *batch, uint64_t slot)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_already, 1ull << batch->shift[slot]);
-	add(&progress->pages_already[batch->kind[slot]], 1);
-	set_status(moving, batch, slot, moving->move->target);
-}
-
-static void count_elsewhere(struct moving *moving, const struct batch *batch, uint64_t slot,
-			    int32_t node)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_elsewhere, 1ull << batch->shift[slot]);
-	add(&progress->pages_elsewhere, 1);
-	set_status(moving, batch, slot, node);
-}
-
-static void count_gone(struct moving *moving, const struct batch *batch, uint64_t slot,
-		       int32_t status)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_gone, 1ull << batch->shift[slot]);
-	add(&progress->pages_gone, 1);
-	set_status(moving, batch, slot, status);
-}
-
-static void count_skipped(struct moving *moving, const struct batch *batch, uint64_t slot)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_skipped, 1ull << batch->shift[slot]);
-	add(&progress->pages_skipped, 1);
-	set_status(moving, batch, slot, PF_STATUS_UNKNOWN);
-}
-
-static void remember_failure(struct pf_progress *progress, uint64_t address, int error,
-			     uint32_t shift)
-{
-	uint64_t seen = __atomic_fetch_add(&progress->failures_seen, 1, __ATOMIC_RELAXED);
-
-	if (seen >= PF_MAX_FAILURES)
-		return;
-	progress->failures[seen].address = address;
-	progress->failures[seen].error = error;
-	progress->failures[seen].shift = (int32_t)shift;
-}
-
-static void count_failed(struct moving *moving, const struct batch *batch, uint64_t slot,
-			 int error)
-{
-	struct pf_progress *progress = &moving->move->progress;
-
-	add(&progress->bytes_failed, 1ull << batch->shift[slot]);
-	add(&progress->failed[error < PF_MAX_ERRNO ? error : EIO], 1);
-	remember_failure(progress, batch->address[slot], error, batch->shift[slot]);
-	set_status(moving, batch, slot, -error);
-}
-
-/* A page that will not be tried again, by what the kernel said of it last. */
-static void count_by_status(struct moving *moving, const struct batch *batch, uint64_t slot,
-			    int32_t status)
-{
-	if (status == moving->move->target)
-		count_moved(moving, batch, slot);
-	else if (status == -ENOENT || status == -EFAULT)
-		count_gone(moving, batch, slot, status);
-	else if (status == PF_STATUS_UNKNOWN)
-		count_skipped(moving, batch, slot);
-	else
-		count_failed(moving, batch, slot, status < 0 ? -status : EBUSY);
 }
 
 /* ---- Which pages of a batch have to move ---------------------------------- */
@@ -251,6 +124,8 @@ static int sort_out(struct moving *moving, struct batch *batch, struct pending *
 
 		if (status == move->target)
 			count_already(moving, batch, i);
+		else if (status == -ENOENT && move->blocking == PF_SYNC && !move->sources)
+			want(pending, batch, i);	/* on its way somewhere, maybe */
 		else if (status < 0)
 			count_by_status(moving, batch, i, status);
 		else if (!is_source(move, status))
@@ -291,7 +166,6 @@ static void adapt(struct moving *moving, uint64_t bytes, uint64_t us)
 static long call_move_pages(struct moving *moving, struct pending *pending)
 {
 	struct pf_move *move = moving->move;
-	int flags = move->flags & PF_MOVE_SHARED ? MPOL_MF_MOVE_ALL_FLAG : MPOL_MF_MOVE_FLAG;
 	uint64_t i;
 
 	for (i = 0; i < pending->count; i++) {
@@ -300,51 +174,7 @@ static long call_move_pages(struct moving *moving, struct pending *pending)
 	}
 	add(&move->progress.calls, 1);
 	return sys_move_pages(move->pid, pending->count, pending->address, pending->node,
-			      pending->status, flags);
-}
-
-/*
- * Ask again for the pages whose status says nothing, or EBUSY: where are they
- * now? Returns false when the kernel does not answer (the process is gone).
- */
-static bool clear_up(struct moving *moving, struct pending *pending, int32_t *answer)
-{
-	const int32_t unknown = PF_STATUS_UNKNOWN;
-	uint64_t count = 0, i;
-
-	for (i = 0; i < pending->count; i++)
-		if (pending->status[i] == unknown || pending->status[i] == -EBUSY)
-			pending->asked[count++] = pending->address[i];
-	if (!count)
-		return true;
-	if (query_nodes(moving->move->pid, count, pending->asked, answer))
-		return false;
-	count = 0;
-	for (i = 0; i < pending->count; i++)
-		if (pending->status[i] == unknown || pending->status[i] == -EBUSY)
-			pending->status[i] = answer[count++];
-	return true;
-}
-
-/* Count what is settled and keep what is on another node. Returns pages settled. */
-static uint64_t settle(struct moving *moving, struct batch *batch, struct pending *pending)
-{
-	uint64_t before = pending->count;
-	uint64_t kept = 0, i;
-
-	for (i = 0; i < before; i++) {
-		int32_t status = pending->status[i];
-
-		if (status >= 0 && status != moving->move->target) {
-			pending->slot[kept] = pending->slot[i];
-			pending->address[kept] = pending->address[i];
-			kept++;
-		} else {
-			count_by_status(moving, batch, pending->slot[i], status);
-		}
-	}
-	pending->count = kept;
-	return before - kept;
+			      pending->status, move_flags(move));
 }
 
 static void pause_ms(unsigned int ms)
@@ -359,7 +189,7 @@ static bool another_try(struct moving *moving, unsigned int tries, uint32_t work
 {
 	struct pf_move *move = moving->move;
 
-	if (move->blocking == PF_ASYNC || stopped(move))
+	if (move->blocking == PF_ASYNC || move_stopped(move))
 		return false;
 	if (tries <= FAST_RETRIES)
 		return true;
@@ -368,71 +198,7 @@ static bool another_try(struct moving *moving, unsigned int tries, uint32_t work
 		return false;
 	pause_ms(1u << (tries - FAST_RETRIES - 1));
 	poll_if_due(moving, worker);
-	return !stopped(move);
-}
-
-/*
- * A huge page that would not move whole may have been split and moved in part,
- * when the target had no huge page left. Its base pages tell.
- */
-static void settle_huge(struct moving *moving, struct batch *batch, struct pending *pending,
-			uint64_t which, int error)
-{
-	struct pf_move *move = moving->move;
-	uint32_t slot = pending->slot[which];
-	uint64_t pages = 1ull << (batch->shift[slot] - moving->base_shift);
-	uint64_t moved = 0, done, i;
-	uint64_t address[256];
-	int32_t status[256];
-
-	for (done = 0; done < pages; done += 256) {
-		uint64_t count = pages - done < 256 ? pages - done : 256;
-
-		for (i = 0; i < count; i++)
-			address[i] = batch->address[slot] + ((done + i) << moving->base_shift);
-		if (query_nodes(move->pid, count, address, status))
-			break;
-		for (i = 0; i < count; i++)
-			moved += status[i] == move->target;
-	}
-	if (moved == pages) {
-		count_moved(moving, batch, slot);
-		return;
-	}
-	if (!moved) {
-		count_failed(moving, batch, slot, error);
-		return;
-	}
-	add(&move->progress.pages_moved[PF_PAGE_BASE], moved);
-	add(&move->progress.bytes_moved, moved << moving->base_shift);
-	add(&move->progress.bytes_failed, (pages - moved) << moving->base_shift);
-	add(&move->progress.failed[error], pages - moved);
-	remember_failure(&move->progress, batch->address[slot], error, batch->shift[slot]);
-	set_status(moving, batch, slot, -error);
-}
-
-static void give_up(struct moving *moving, struct batch *batch, struct pending *pending, int error)
-{
-	uint64_t i;
-
-	for (i = 0; i < pending->count; i++) {
-		if (batch->kind[pending->slot[i]] == PF_PAGE_THP)
-			settle_huge(moving, batch, pending, i, error);
-		else
-			count_failed(moving, batch, pending->slot[i], error);
-	}
-	pending->count = 0;
-}
-
-/* The kernel refused the call as a whole, before or after moving some. */
-static void refuse(struct moving *moving, struct batch *batch, struct pending *pending, int error)
-{
-	uint64_t i;
-
-	stop(moving->move, error);
-	for (i = 0; i < pending->count; i++)
-		count_skipped(moving, batch, pending->slot[i]);
-	pending->count = 0;
+	return !move_stopped(move);
 }
 
 static bool holes_in(const struct pending *pending)
@@ -445,61 +211,78 @@ static bool holes_in(const struct pending *pending)
 	return false;
 }
 
+static void note_torn(const struct batch *batch, struct pending *pending)
+{
+	uint64_t i;
+
+	for (i = 0; i < pending->count; i++)
+		if (batch->kind[pending->slot[i]] == PF_PAGE_THP)
+			pending->torn[pending->slot[i]] = 1;
+}
+
 static void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
 			 uint32_t worker)
 {
 	struct pf_move *move = moving->move;
+	bool full = false, regrouped = false;
 	unsigned int tries = 0;
-	bool full = false;
-	uint64_t settled;
 
+	memset(pending->torn, 0, batch->count);
 	while (pending->count) {
 		uint64_t asked = pending->count;
 		uint64_t begun = now_us();
 		long result = call_move_pages(moving, pending);
+		uint64_t settled = 0;
 		bool cut_short;
+		int error;
 
 		if (result == -EINTR)
 			continue;
 		if (!tries && asked == batch->count)
 			adapt(moving, batch->bytes, now_us() - begun);
-		if (result < 0 && result != -ENOMEM) {
-			/* Some may have moved before the refusal: ask, if we may. */
-			if (clear_up(moving, pending, batch->status))
-				settle(moving, batch, pending);
-			refuse(moving, batch, pending, (int)-result);
-			return;
-		}
+		if (result)
+			note_torn(batch, pending);
 		/* A hole ends the kernel's group; after a failure there it tries no more. */
 		cut_short = result > 0 && holes_in(pending);
-		if (!clear_up(moving, pending, batch->status)) {
-			refuse(moving, batch, pending, ESRCH);
+		error = clear_up(moving, pending, batch->status);
+		if (!error)
+			settled = settle(moving, batch, pending,
+					 move->blocking == PF_SYNC && tries < FAST_RETRIES);
+		if (result < 0 && result != -ENOMEM)
+			error = (int)result;
+		if (error) {
+			refuse(moving, batch, pending, -error);
 			return;
 		}
-		settled = settle(moving, batch, pending);
 		if (!pending->count)
 			break;
-		if (result == -ENOMEM) {
-			if (full || move->blocking == PF_ASYNC || stopped(move)) {
-				give_up(moving, batch, pending, ENOMEM);
-				stop(move, ENOMEM);
-				return;
-			}
+		if (result == -ENOMEM && !full && move->blocking != PF_ASYNC && !move_stopped(move)) {
 			full = true;	/* reclaim has been woken: once more */
 			pause_ms(FULL_RETRY_MS);
 			continue;
 		}
+		if (result == -ENOMEM) {
+			if (give_up_hugetlb(moving, batch, pending)) {
+				full = false;
+				continue;
+			}
+			give_up(moving, batch, pending, ENOMEM);
+			move_stop(move, ENOMEM);
+			return;
+		}
 		if (tries > FAST_RETRIES && settled)
 			__atomic_store_n(&moving->patience, PATIENCE, __ATOMIC_RELAXED);
-		if (cut_short && settled)
-			continue;	/* the rest had no try of its own yet */
-		add(&move->progress.retried, tries ? 0 : pending->count);
+		if (cut_short && (settled || !regrouped)) {
+			regrouped = true;	/* the rest had no try of its own yet */
+			continue;
+		}
 		if (!another_try(moving, ++tries, worker)) {
 			if (tries > FAST_RETRIES + PAUSES)
 				__atomic_fetch_sub(&moving->patience, 1, __ATOMIC_RELAXED);
 			give_up(moving, batch, pending, EBUSY);
 			return;
 		}
+		add(&move->progress.retried, tries == 1 ? pending->count : 0);
 	}
 }
 
@@ -513,8 +296,10 @@ static int pending_alloc(struct pending *pending, uint64_t capacity)
 	pending->node = malloc(capacity * sizeof(*pending->node));
 	pending->status = malloc(capacity * sizeof(*pending->status));
 	pending->asked = malloc(capacity * sizeof(*pending->asked));
+	pending->busy = malloc(capacity);
+	pending->torn = malloc(capacity);
 	return pending->slot && pending->address && pending->node && pending->status &&
-	       pending->asked ? 0 : -ENOMEM;
+	       pending->asked && pending->busy && pending->torn ? 0 : -ENOMEM;
 }
 
 static void pending_free(struct pending *pending)
@@ -524,6 +309,8 @@ static void pending_free(struct pending *pending)
 	free(pending->node);
 	free(pending->status);
 	free(pending->asked);
+	free(pending->busy);
+	free(pending->torn);
 }
 
 static void skip_batch(struct moving *moving, const struct batch *batch)
@@ -538,23 +325,22 @@ static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
 	struct pf_move *move = moving->move;
-	uint64_t capacity = extents_pages(move->extents, move->n_extents);
+	uint64_t capacity = batch_capacity(extents_pages(move->extents, move->n_extents),
+					   moving->cursor.workers);
 	struct pending pending;
 	struct batch batch;
 
-	if (capacity > BATCH_PAGES_MAX)
-		capacity = BATCH_PAGES_MAX;
 	if (batch_alloc(&batch, capacity)) {
 		if (worker == 0)	/* the others can do without this one */
-			stop(move, ENOMEM);
+			move_stop(move, ENOBUFS);
 		return;
 	}
 	if (pending_alloc(&pending, capacity)) {
 		if (worker == 0)
-			stop(move, ENOMEM);
+			move_stop(move, ENOBUFS);
 		goto out;
 	}
-	while (!stopped(move)) {
+	while (!move_stopped(move)) {
 		uint64_t bytes = __atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED);
 		int error;
 
@@ -562,7 +348,7 @@ static void move_work(void *arg, uint32_t worker)
 			break;
 		error = sort_out(moving, &batch, &pending);
 		if (error) {
-			stop(move, -error);
+			move_stop(move, -error);
 			skip_batch(moving, &batch);
 			break;
 		}

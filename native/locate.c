@@ -66,9 +66,9 @@ static void locate_work(void *arg, uint32_t worker)
 	struct pf_locate *locate = locating->locate;
 	struct batch batch;
 
-	(void)worker;
-	if (batch_alloc(&batch, BATCH_PAGES_MAX)) {
-		__atomic_store_n(&locate->error, ENOMEM, __ATOMIC_RELAXED);
+	if (batch_alloc(&batch, batch_capacity(BATCH_PAGES_MAX, locate->threads))) {
+		if (worker == 0)	/* the others can do without a helper */
+			__atomic_store_n(&locate->error, ENOBUFS, __ATOMIC_RELAXED);
 		return;
 	}
 	while (!__atomic_load_n(&locate->error, __ATOMIC_RELAXED) &&

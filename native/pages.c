@@ -17,6 +17,17 @@
 #define SMALLEST_BYTES (2u << 20)
 enum { SMALLEST_SHARE = 16 };
 
+uint64_t batch_capacity(uint64_t pages, uint32_t workers)
+{
+	uint64_t most = BATCH_BYTES_ALL / BATCH_BYTES_PAGE / workers;
+
+	if (most > BATCH_PAGES_MAX)
+		most = BATCH_PAGES_MAX;
+	if (most < BATCH_PAGES_MIN)
+		most = BATCH_PAGES_MIN;
+	return pages < most ? pages : most;
+}
+
 uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents)
 {
 	uint64_t pages = 0;
@@ -75,6 +86,7 @@ static uint64_t take_from(const struct pf_extent *extent, uint64_t page, uint64_
 
 bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
 {
+	uint64_t limit = want;
 	uint64_t share;
 
 	batch->count = 0;
@@ -86,6 +98,8 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
 			want = share;
 		if (want < cursor->smallest)
 			want = cursor->smallest;
+		if (want > limit)
+			want = limit;	/* what fits into the time that a call may take */
 	}
 	batch->index = cursor->index;
 	while (cursor->extent < cursor->n_extents && batch->count < batch->capacity) {

@@ -13,7 +13,13 @@
 
 #include "pageferry.h"
 
-enum { BATCH_PAGES_MAX = 16384, BATCH_PAGES_MIN = 512 };
+enum {
+	BATCH_PAGES_MAX = 16384,
+	BATCH_PAGES_MIN = 512,
+	/* What the lists of all workers may take together, and for each page. */
+	BATCH_BYTES_ALL = 32 << 20,
+	BATCH_BYTES_PAGE = 48,
+};
 
 /* Where the next batch begins. Shared by the workers. */
 struct cursor {
@@ -52,6 +58,9 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want);
 
 /* Take all that is left, without listing it: its pages and bytes. */
 void cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
+
+/* How many pages one of so many workers lists at a time. */
+uint64_t batch_capacity(uint64_t pages, uint32_t workers);
 
 int batch_alloc(struct batch *batch, uint64_t capacity);
 void batch_free(struct batch *batch);

@@ -157,7 +157,7 @@ struct pf_progress {
 	uint64_t bytes_moved;
 	uint64_t bytes_already;		/* on the target before */
 	uint64_t bytes_elsewhere;	/* on no source node: left alone */
-	uint64_t bytes_gone;		/* no longer present when their turn came */
+	uint64_t bytes_gone;		/* freed meanwhile, or the zero page */
 	uint64_t bytes_failed;
 	uint64_t bytes_skipped;		/* not tried: cancelled or stopped before */
 	uint64_t pages_moved[3];	/* by enum pf_page_kind */
@@ -203,8 +203,8 @@ struct pf_move {
  * Move the pages of the extents to the target node. Can be called again with
  * further extents; progress adds up. Returns 0 when every page was attended to,
  * -ECANCELED after a cancel, or -errno when the kernel refused (also in error).
- * -ENOMEM: the target is full, or no memory for the engine's own arrays.
- * Uses at most 2 MiB for each thread, whatever the size of the extents.
+ * -ENOMEM: the target is full. -ENOBUFS: no memory for the engine's own lists.
+ * Uses at most 32 MiB for its lists, or 24 KiB a thread, whatever the extents.
  */
 PF_API int pf_move_run(struct pf_move *move);
 

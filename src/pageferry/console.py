@@ -7,7 +7,15 @@ import json
 import sys
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console as RichConsole
+
+
+class Console(RichConsole):
+    """A rich console that leaves a reader gone away (`| head`) to the command line's main."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise again what rich would turn into exit code 1."""
+        raise BrokenPipeError
 
 
 def console(stream: TextIO | None = None) -> Console:

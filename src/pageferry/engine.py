@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +16,7 @@ import numpy as np
 from ._native import ffi, lib
 from .pages import KINDS
 from .plan import Plan
+from .process import HeldProcess
 from .report import STATUS, Failure
 
 if TYPE_CHECKING:
@@ -51,18 +54,19 @@ class Progress:
 class KernelRun:
     """``pf_move`` of the C core: threads that call ``move_pages(2)`` side by side.
 
-    Feed it windows of extents with ``run``; counts add up. An exception out of ``progress``, a
-    signal handler's (Ctrl-C) and a set ``cancel`` event end it between two batches; the
-    exception is kept in ``exception``. ``total`` bytes are what progress is measured against.
+    Give it a plan with ``follow``, then windows of extents with ``run``; counts add up. An
+    exception out of ``progress``, a signal handler's (Ctrl-C) and a set ``cancel`` event end it
+    between two batches; the exception is kept in ``exception``. The end of ``process`` ends it
+    with ESRCH. ``total`` bytes are what progress is measured against.
     """
 
     def __init__(
         self,
-        plan: Plan,
         pid: int,
         node: int,
         *,
         total: int,
+        process: HeldProcess,
         sources: Iterable[int] | None = None,
         shared: bool = False,
         exact: bool = False,
@@ -71,21 +75,29 @@ class KernelRun:
     ) -> None:
         self.exception: BaseException | None = None
         self.total = total
+        self._process = process
+        self._ended = False
+        self._windows = 0
         self._progress = progress
         self._cancel = cancel
-        self._begun = time.perf_counter()
+        self._begun = self._asked = time.perf_counter()
         self._c: Any = ffi.new("struct pf_move *")
         self._handle = ffi.new_handle(self)
-        self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
+        self._cpus: Any = ffi.NULL
         self._sources = ffi.NULL if sources is None else _node_mask(sources)
         self.statuses: list[npt.NDArray[np.void]] = []
         c = self._c
-        c.pid, c.target, c.threads = pid, node, plan.threads
+        c.pid, c.target = pid, node
         c.flags = (lib.PF_MOVE_SHARED if shared else 0) | (lib.PF_MOVE_EXACT if exact else 0)
-        c.blocking = int(plan.mode.blocking)
-        c.cpus, c.sources = self._cpus, self._sources
-        c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
+        c.sources = self._sources
         c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, _POLL_US
+
+    def follow(self, plan: Plan) -> None:
+        """Do what is run from now on as ``plan`` says."""
+        c = self._c
+        self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
+        c.threads, c.cpus, c.blocking = plan.threads, self._cpus, int(plan.mode.blocking)
+        c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
 
     def run(self, extents: npt.NDArray[np.void], *, statuses: bool = False) -> int:
         """Move the pages of ``extents`` (dtype ``pages.EXTENT``); return 0 or an errno.
@@ -97,15 +109,24 @@ class KernelRun:
         c.extents = ffi.from_buffer("struct pf_extent[]", extents)
         c.n_extents = len(extents)
         if not statuses:
-            return -int(lib.pf_move_run(c))
+            return self._call()
         table = status_table(extents)
         column = np.empty(len(table), np.int32)
         c.statuses = ffi.from_buffer("int32_t[]", column)
-        code = -int(lib.pf_move_run(c))
+        code = self._call()
         c.statuses = ffi.NULL
         table["status"] = column
         self.statuses.append(table)
         return code
+
+    def _call(self) -> int:
+        outer, _polling.run = _polling.run, self
+        _active.add(self)
+        try:
+            return -int(lib.pf_move_run(self._c))
+        finally:
+            _active.discard(self)
+            _polling.run = outer
 
     def glance(self) -> Progress:
         """Return how far the move is. Takes no lock; any thread may call it."""
@@ -117,9 +138,31 @@ class KernelRun:
 
     def poll(self) -> bool:
         """Report progress and look for a reason to end; True ends the move."""
+        self._asked = time.perf_counter()
+        if self._process.gone:
+            self._ended = True
+            self._c.error = errno.ESRCH
+            return True
         if self._progress is not None:
             self._progress(self.glance())
         return self._cancel is not None and self._cancel.is_set()
+
+    def look(self) -> None:
+        """Poll if it is due, and end the move if there is a reason. For use between windows."""
+        if self._cancel is not None and self._cancel.is_set():
+            self.end()
+        elif self._windows and time.perf_counter() - self._asked >= _POLL_US / 1e6:
+            try:
+                if self.poll():
+                    self.end()
+            except BaseException as exception:
+                self.exception = exception
+                self.end()
+        self._windows += 1
+
+    def end(self) -> None:
+        """End the move between two batches. Any thread may call it."""
+        self._c.cancel = 1
 
     @property
     def error(self) -> int:
@@ -128,8 +171,8 @@ class KernelRun:
 
     @property
     def cancelled(self) -> bool:
-        """True after a cancel."""
-        return bool(self._c.cancel)
+        """True after a cancel; the end of the process is none."""
+        return bool(self._c.cancel) and not self._ended
 
     @property
     def bytes_moved(self) -> int:
@@ -169,16 +212,33 @@ class KernelRun:
         }
 
 
-def _polled(exception: type[BaseException], value: BaseException, traceback: object) -> int:
-    # An exception that arose before the callback's own code ran: Ctrl-C, most likely.
-    _lost.append(value)
+class _Polling(threading.local):
+    """The run whose ``poll`` the core calls on this thread."""
+
+    run: KernelRun | None = None
+
+
+_polling = _Polling()
+
+# Runs under way. A daemon thread must not poll when the interpreter is on its way out: taking the
+# GIL then ends the thread, and with it the stack that helpers still use.
+_active: set[KernelRun] = set()
+
+
+@atexit.register
+def _end_all() -> None:
+    for run in list(_active):
+        run.end()
+
+
+def _before_poll(exception: type[BaseException], value: BaseException, traceback: object) -> int:
+    # A signal that came while the core ran is handled before the callback's first statement.
+    if _polling.run is not None:
+        _polling.run.exception = value
     return 1
 
 
-_lost: list[BaseException] = []
-
-
-@ffi.def_extern(onerror=_polled)  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=_before_poll)  # type: ignore[untyped-decorator]
 def pf_python_poll(argument: Any) -> int:
     """Call ``KernelRun.poll`` from the core, on the thread that called ``run``."""
     run: KernelRun = ffi.from_handle(argument)

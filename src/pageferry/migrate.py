@@ -26,6 +26,7 @@ from .errors import (
 from .flags import MigrateMode
 from .pages import BASE, HUGETLB, KINDS, THP
 from .plan import Plan, make_plan
+from .process import HeldProcess
 from .report import STATUS, MoveResult, Placement
 from .survey import Survey
 from .target import Target, resolve
@@ -56,8 +57,8 @@ def _machine() -> Topology:
     return topology()
 
 
-def _check_node(node: int, pid: int | None) -> None:
-    """Refuse a target that cannot be. A process elsewhere has a cpuset of its own."""
+def check_node(node: int, pid: int | None) -> None:
+    """Raise ``NodeError`` for a target that cannot be; another process has its own cpuset."""
     if isinstance(node, bool) or not isinstance(node, (int, np.integer)):
         raise TypeError(f"a node is a number, not {node!r}")
     for fresh in (False, True):
@@ -115,35 +116,54 @@ def move(
     ``NotPermittedError``, ``UnsupportedError``. Ctrl-C raises ``MoveInterrupted``, whose
     ``result`` says what moved. Rests on move_pages(2).
     """
-    what = resolve(target, pid, partial)
-    node = int(node) if isinstance(node, np.integer) else node
-    _check_node(node, pid)
-    sources = _sources(source)
-    count = what.bytes >= _COUNTERS_BYTES
-    before = procfs.vmstat() if count else None
+    with HeldProcess(pid) as process:
+        what = resolve(target, pid, partial)
+        node = int(node) if isinstance(node, np.integer) else node
+        check_node(node, pid)
+        run = KernelRun(
+            what.pid,
+            node,
+            total=what.bytes,
+            process=process,
+            sources=_sources(source),
+            shared=shared,
+            exact=exact or statuses,
+            progress=progress,
+            cancel=cancel,
+        )
+        # Refuses what makes no sense before anything is looked at.
+        plan = make_plan(_machine(), node, 0, 0, threads=threads, mode=mode)
+        pages = Survey(what, method=survey, partial=partial)
+        return _move(what, node, plan, run, pages, threads=threads, statuses=statuses)
+
+
+def _move(
+    what: Target,
+    node: int,
+    plan: Plan,
+    run: KernelRun,
+    pages: Survey,
+    *,
+    threads: int | str,
+    statuses: bool,
+) -> MoveResult:
+    """Survey, plan and run window after window; verify; report."""
+    before = procfs.vmstat() if what.bytes >= _COUNTERS_BYTES else None
     begun = time.perf_counter()
-    pages = Survey(what, method=survey, partial=partial)
     verified: Counter[int] = Counter()
-    run: KernelRun | None = None
-    plan: Plan | None = None
+    planned = -1
     interrupted = False
+    ended_with = 0
     try:
         for extents in pages.windows():
-            if run is None or plan is None:
+            size = _bytes(extents)
+            if size > planned:  # the largest window is what the plan is for
                 plan = make_plan(
-                    _machine(), node, _bytes(extents), _pages(extents), threads=threads, mode=mode
+                    _machine(), node, size, _pages(extents), threads=threads, mode=plan.mode
                 )
-                run = KernelRun(
-                    plan,
-                    what.pid,
-                    node,
-                    total=what.bytes,
-                    sources=sources,
-                    shared=shared,
-                    exact=exact or statuses,
-                    progress=progress,
-                    cancel=cancel,
-                )
+                planned = size
+                run.follow(plan)
+            run.look()
             code = run.run(extents, statuses=statuses)
             if code in (0, errno.ENOMEM) and run.bytes_moved:
                 verified.update(_verify(extents, what.pid))
@@ -151,35 +171,41 @@ def move(
                 break
     except KeyboardInterrupt:
         interrupted = True
+    except PageferryError as error:
+        if not run.touched:
+            raise
+        ended_with = error.errno or errno.EIO
     seconds = time.perf_counter() - begun
-    if plan is None or run is None:
-        plan = make_plan(_machine(), node, 0, 0, threads=threads, mode=mode)
-        _explain_nothing(what, pages)
-    elif run.error and not run.touched:
-        raise _refusal(run.error, what, node)
-    absent = what.bytes - pages.bytes_present - pages.bytes_swapped - pages.bytes_zero
-    counts: dict[str, Any] = run.counts() if run else {}
-    ended = interrupted or (run is not None and (run.cancelled or run.error))
+    ended_with = run.error or ended_with
+    if planned < 0:
+        _explain_nothing(what)
+    elif ended_with and not run.touched:
+        raise _refusal(ended_with, what, node)
+    counts = run.counts()
+    ended = interrupted or ended_with or run.cancelled
     result = MoveResult(
         node=node,
-        pid=pid,
+        pid=what.pid or None,
         plan=plan,
         seconds=seconds,
-        bytes_not_present=0 if ended else max(absent - pages.bytes_cut, 0),
+        bytes_not_present=0 if ended else pages.bytes_absent,
         bytes_swapped=pages.bytes_swapped,
         bytes_zero=pages.bytes_zero,
         bytes_cut=pages.bytes_cut,
-        stopped=run.error if run else 0,
-        cancelled=interrupted or bool(run and run.cancelled),
+        stopped=ended_with,
+        cancelled=interrupted or run.cancelled,
         whole_process=what.whole_process,
         survey=pages.method,
         verified=dict(verified),
-        warnings=_warnings(verified, node, counts, sources),
+        warnings=_warnings(verified, node, counts),
         counters=_change(before),
         statuses=_joined(run) if statuses else None,
         **counts,
     )
-    _raise_again(run, interrupted, result)
+    if interrupted or isinstance(run.exception, KeyboardInterrupt):
+        raise MoveInterrupted(result) from None
+    if run.exception is not None:
+        raise run.exception
     return result
 
 
@@ -223,14 +249,13 @@ def locate(
                 if table is not None:
                     tables.append(table)
     if not seen:
-        _explain_nothing(what, pages)
-    absent = what.bytes - pages.bytes_present - pages.bytes_swapped - pages.bytes_zero
+        _explain_nothing(what)
     return Placement(
         pid=pid,
         nodes=dict(sorted(nodes.items())),
         bytes_swapped=pages.bytes_swapped,
         bytes_zero=pages.bytes_zero,
-        bytes_not_present=max(absent - pages.bytes_cut, 0),
+        bytes_not_present=pages.bytes_absent,
         bytes_unknown=unknown,
         survey=pages.method,
         statuses=np.sort(np.concatenate(tables), order="address")
@@ -242,9 +267,12 @@ def locate(
 def _sources(source: Iterable[int] | int | None) -> frozenset[int] | None:
     if source is None:
         return None
-    nodes = frozenset([source] if isinstance(source, int) else source)
-    for node in nodes:
-        _machine().node(node)
+    named = [source] if isinstance(source, (int, np.integer)) else list(source)
+    for node in named:
+        if isinstance(node, bool) or not isinstance(node, (int, np.integer)):
+            raise TypeError(f"a source node is a number, not {node!r}")
+        _machine().node(int(node))
+    nodes = frozenset(map(int, named))
     if not nodes:
         raise NodeError(errno.EINVAL, "the set of source nodes is empty", "leave source out")
     return nodes
@@ -266,8 +294,8 @@ def _verify(extents: npt.NDArray[np.void], pid: int) -> Counter[int]:
     return Counter() if error else Counter({int(n): int(by_node[n]) for n in by_node.nonzero()[0]})
 
 
-def _joined(run: KernelRun | None) -> npt.NDArray[np.void]:
-    return np.concatenate(run.statuses) if run and run.statuses else np.zeros(0, STATUS)
+def _joined(run: KernelRun) -> npt.NDArray[np.void]:
+    return np.concatenate(run.statuses) if run.statuses else np.zeros(0, STATUS)
 
 
 def _change(before: dict[str, int] | None) -> dict[str, int] | None:
@@ -280,11 +308,9 @@ def _change(before: dict[str, int] | None) -> dict[str, int] | None:
     }
 
 
-def _warnings(
-    verified: Counter[int], node: int, counts: dict[str, Any], sources: frozenset[int] | None
-) -> tuple[str, ...]:
+def _warnings(verified: Counter[int], node: int, counts: dict[str, Any]) -> tuple[str, ...]:
     astray = sum(pages for at, pages in verified.items() if at != node)
-    expected = counts.get("bytes_failed") or counts.get("bytes_skipped") or sources is not None
+    expected = counts["bytes_failed"] or counts["bytes_skipped"] or counts["bytes_elsewhere"]
     if not astray or expected:
         return ()
     text = f"{astray} of {verified.total()} sampled pages are not on node {node} after the move"
@@ -293,14 +319,14 @@ def _warnings(
     return (text,)
 
 
-def _explain_nothing(what: Target, pages: Survey) -> None:
+def _explain_nothing(what: Target) -> None:
     """Raise when nothing was found because the addresses are not mapped at all."""
     if what.whole_process or what.owner is not None or not what.ranges:
         return
     wanted = what.ranges[0]
     try:
         maps = procfs.mappings(what.pid or None)
-    except UnsupportedError:
+    except (UnsupportedError, NotPermittedError):
         return
     if any(m.start < wanted.stop and wanted.start < m.end for m in maps):
         return
@@ -319,7 +345,8 @@ def _refusal(number: int, what: Target, node: int) -> PageferryError:
     if number == errno.EPERM:
         return NotPermittedError(
             number,
-            f"the kernel refuses to move pages of {who}",
+            f"the kernel refuses to {'say where' if node < 0 else 'move'} pages of {who}"
+            + (" are" if node < 0 else ""),
             "another user's process or shared pages need CAP_SYS_NICE; in a container, the "
             "seccomp profile must allow move_pages (see pageferry doctor)",
         )
@@ -337,13 +364,6 @@ def _refusal(number: int, what: Target, node: int) -> PageferryError:
         return PageferryError(
             number, f"node {node} is full: nothing was moved", "free memory there, or take another"
         )
+    if number == errno.ENOBUFS:
+        return PageferryError(number, "no memory for the lists of pages", "free some memory")
     return PageferryError(number, f"move_pages failed for {who}", "see pageferry doctor")
-
-
-def _raise_again(run: KernelRun | None, interrupted: bool, result: MoveResult) -> None:
-    """Raise what ended the move early, unless that was a cancel that was asked for."""
-    cause = run.exception if run else None
-    if interrupted or isinstance(cause, KeyboardInterrupt):
-        raise MoveInterrupted(result) from None
-    if cause is not None:
-        raise cause

@@ -142,6 +142,16 @@ def vmstat(*, proc: str | os.PathLike[str] = "/proc") -> dict[str, int]:
     }
 
 
+def hugetlbfs_devices(
+    pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc"
+) -> frozenset[str]:
+    """Return the devices of hugetlbfs in a process's mounts, as ``Mapping.device`` has them."""
+    lines = (sysfs.text(_folder(pid, Path(proc)) / "mountinfo") or "").splitlines()
+    devices = [line.split()[2] for line in lines if " - hugetlbfs " in line]
+    pairs = (device.split(":") for device in devices)
+    return frozenset(f"{int(major):02x}:{int(minor):02x}" for major, minor in pairs)
+
+
 def numa_balancing_on(*, proc: str | os.PathLike[str] = "/proc") -> bool:
     """Say whether the kernel moves pages by itself (``kernel.numa_balancing``).
 

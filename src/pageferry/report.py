@@ -27,7 +27,8 @@ _PAGE_HINTS = {
     errno.EBUSY: "in use by the kernel or a device (pinned); try again later",
     errno.EACCES: "shared with another process; shared=True (--shared) moves it too, "
     "which needs CAP_SYS_NICE",
-    errno.ENOMEM: "the target node is full; free memory there or choose another node",
+    errno.ENOMEM: "the target node is full; free memory there (hugetlb pages: its "
+    "hugepages/*/nr_hugepages) or choose another node",
     errno.EIO: "could not be written back; look for disk errors",
     errno.EINVAL: "this kind of memory cannot be migrated",
 }
@@ -55,15 +56,16 @@ class MoveResult:
     """What a move did. Sizes are bytes, page counts are pages of their own size.
 
     ``pages_moved`` and ``pages_already`` count by kind: ``base``, ``thp``, ``hugetlb``.
-    ``bytes_elsewhere`` were on none of the ``source`` nodes. ``bytes_not_present`` had never
-    been touched, ``bytes_swapped`` were in swap, ``bytes_zero`` are the shared zero page,
-    ``bytes_gone`` were freed meanwhile, ``bytes_cut`` belong to huge pages that the range covers
-    in part: nothing to move in any of them. ``failed`` counts pages by errno, ``failures`` are
-    the first of them. ``bytes_skipped`` were not tried, as the move ended early: ``stopped`` is
-    the errno that ended it, or 0. ``exact`` is False when only a sample of the base pages was
-    asked for its node beforehand, so that pages which were on the target already may be counted
-    as moved. ``verified`` maps nodes to pages of a sample that was asked again after the move.
-    ``counters`` is the change of the kernel's own counters, which are system-wide.
+    Nothing to move was in: ``bytes_elsewhere``, on none of the ``source`` nodes;
+    ``bytes_not_present``, never touched; ``bytes_swapped``, in swap or on the way between nodes;
+    ``bytes_zero``, the shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after
+    all); ``bytes_cut``, in huge pages that the range covers in part. ``failed`` counts pages by
+    errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
+    tried, as the move ended early: ``stopped`` is the errno that ended it, or 0. ``exact`` is
+    False when only a sample of the base pages was asked for its node beforehand, so that pages
+    which were on the target already may be counted as moved. ``verified`` maps nodes to pages of
+    a sample that was asked again after the move. ``counters`` is the change of the kernel's own
+    counters, which are system-wide.
     """
 
     node: int

@@ -22,7 +22,13 @@ import numpy as np
 
 from . import procfs
 from ._native import ffi, lib
-from .errors import NotPermittedError, PageferryError, ProcessGoneError, UnsupportedError
+from .errors import (
+    NotPermittedError,
+    PageferryError,
+    ProcessGoneError,
+    RangeError,
+    UnsupportedError,
+)
 from .pages import EXTENT, HUGETLB, PAGE_SIZE, THP
 from .target import Target
 
@@ -41,6 +47,8 @@ _SMALL_BYTES = 4 << 20
 
 _THP_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _HUGETLB = Path("/sys/kernel/mm/hugepages")
+# Mappings of the kernel's own hugetlbfs: MAP_HUGETLB, memfd_create and shmget.
+_HUGETLB_NAMES = ("/anon_hugepage", "/memfd:", "/SYSV")
 
 
 @lru_cache(maxsize=1)
@@ -110,6 +118,7 @@ class Survey:
         self._c.kpageflags_fd = -1
         self._flags: int = lib.PF_SURVEY_TOUCHED if partial == "touched" else 0
         self._classified = False
+        self._bytes_beyond = 0  # of huge pages taken whole, outside the target's ranges
         self._parts: list[_Part] = []
 
     @property
@@ -132,12 +141,20 @@ class Survey:
         """Bytes left out because their huge page is only partly in the range, so far."""
         return int(self._c.bytes_cut)
 
+    @property
+    def bytes_absent(self) -> int:
+        """Bytes of the target without a page, once all windows are consumed."""
+        described = self.bytes_present + self.bytes_zero + self.bytes_swapped + self.bytes_cut
+        return max(self.target.bytes + self._bytes_beyond - described, 0)
+
     def windows(self) -> Iterator[npt.NDArray[np.void]]:
         """Yield the extents (dtype ``pages.EXTENT``) of one window after the other.
 
         The array is reused: use it before asking for the next.
         """
         if not self.target.ranges:
+            if self.target.pid and not Path(f"/proc/{self.target.pid}").exists():
+                self._fail(errno.ESRCH)
             return
         small = self.target.bytes <= _SMALL_BYTES
         extents = np.empty(_SMALL_EXTENTS if small else _WINDOW_EXTENTS, EXTENT)
@@ -147,12 +164,14 @@ class Survey:
             self._parts = [_Part(r.start, r.stop, thp_shift()) for r in self.target.ranges]
             # From the last to the first, so that the next one is popped from the end.
             self._parts.reverse()
-            if self.method == "pagemap" or self.target.whole_process:
+            # Without THP the kernel's "huge" can only be hugetlb.
+            if self.method == "pagemap" or self.target.whole_process or not thp_shift():
                 self._classify()
             while self._parts:
                 count = self._fill(extents, pointer)
                 if count:
                     yield extents[:count]
+            self._check_alive()
 
     def _open(self, files: ExitStack) -> None:
         """Open what the method needs, and fall back to the next method where it fails."""
@@ -179,10 +198,13 @@ class Survey:
             raise ProcessGoneError(
                 errno.ESRCH, f"there is no process {pid}", "check the process id"
             ) from None
-        if isinstance(error, PermissionError):
+        if pid and error.errno == errno.ESRCH:
+            self._fail(errno.ESRCH)
+        # A process that has changed its user may not open its own files in /proc.
+        if isinstance(error, PermissionError) and (pid or self._forced):
             raise NotPermittedError(
                 errno.EPERM,
-                f"cannot look at the memory of process {pid}",
+                f"cannot look at the memory of process {pid or 'self'}",
                 "run as the same user, or with CAP_SYS_PTRACE and CAP_SYS_NICE",
             ) from None
         if self._forced:
@@ -229,6 +251,8 @@ class Survey:
                 ) = kept
                 self._classify()
                 continue
+            if count:
+                self._bytes_beyond += _beyond(found, part.start, end)
             looked += self._c.start - part.start
             filled += count
             part.start = self._c.start
@@ -239,30 +263,73 @@ class Survey:
     def _classify(self) -> None:
         """Cut the parts at the mappings, and give each its kind and size of huge page."""
         self._classified = True
-        hugetlb = hugetlb_in_use()
         unsure = self.method == "pagemap" and self._c.kpageflags_fd < 0 and thp_shift() > 0
-        if not hugetlb and not unsure and self.method == "scan":
+        pid = self.target.pid or None
+        if not unsure and not (hugetlb_in_use() and self._may_have_hugetlb(pid)):
             return
-        known = procfs.smaps(self.target.pid or None) if hugetlb or unsure else []
-        if not known:
-            return
+        try:
+            known = procfs.smaps(pid)
+        except UnsupportedError:
+            return  # every page counts as a base page then, which is slower but right
         parts: list[_Part] = []
         for part in reversed(self._parts):
             parts.extend(_cut(part, known))
         parts.reverse()
         self._parts = parts
 
+    def _may_have_hugetlb(self, pid: int | None) -> bool:
+        """Say whether a mapping of the target may be one of hugetlb pages.
+
+        ``smaps`` knows, but the kernel walks all page tables for it; ``maps`` is cheap.
+        """
+        devices = procfs.hugetlbfs_devices(pid)
+        suspects = [
+            m
+            for m in procfs.mappings(pid)
+            if m.device in devices or m.name.startswith(_HUGETLB_NAMES)
+        ]
+        return any(
+            m.start < part.end and part.start < m.end for m in suspects for part in self._parts
+        )
+
+    def _check_alive(self) -> None:
+        """Raise ``ProcessGoneError`` if the process ended meanwhile: its pages look absent then."""
+        if self.target.pid and self._c.pagemap_fd >= 0:
+            entry = (self.target.ranges[0].start // PAGE_SIZE) * 8
+            if not os.pread(self._c.pagemap_fd, 8, entry):
+                self._fail(errno.ESRCH)
+
     def _fail(self, number: int) -> None:
         pid = self.target.pid
         if number == errno.ESRCH:
-            raise ProcessGoneError(number, f"process {pid} ended", "check the process id")
+            # Raises for a process that is gone, or waits for its parent.
+            if not pid or procfs.mappings(pid):
+                raise ProcessGoneError(number, f"process {pid} ended", "check the process id")
+            raise RangeError(
+                errno.EINVAL, f"process {pid} has no memory of its own", "kernel threads have none"
+            )
         if number in (errno.EPERM, errno.EACCES):
             raise NotPermittedError(
                 number,
                 "the kernel refuses to say where pages are",
                 "run as the same user; in a container allow move_pages (CAP_SYS_NICE)",
             )
+        if number == errno.ENOSYS:
+            raise UnsupportedError(
+                number, "this kernel has no move_pages", "it needs CONFIG_NUMA and CONFIG_MIGRATION"
+            )
+        if number == errno.EFAULT:
+            raise RangeError(
+                number, "the range goes beyond the address space", "see /proc/PID/maps"
+            )
         raise PageferryError(number, f"the survey failed ({self.method})")
+
+
+def _beyond(extents: npt.NDArray[np.void], start: int, end: int) -> int:
+    """Return the bytes of the extents, which go up, that are outside of start to end."""
+    first, last = extents[0], extents[-1]
+    stop = int(last["start"]) + (int(last["pages"]) << int(last["shift"]))
+    return max(start - int(first["start"]), 0) + max(stop - end, 0)
 
 
 def _next_window(start: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from . import procfs
+from ._native import ffi
 from .errors import RangeError
 from .pages import PAGE_SIZE
 
@@ -57,15 +58,27 @@ def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -
     """
     if partial not in ("touched", "inside"):
         raise ValueError(f"partial must be 'touched' or 'inside', not {partial!r}")
-    if pid is not None and pid <= 0:
-        raise RangeError(errno.ESRCH, f"{pid} is no process id", "process ids are 1 and above")
+    if isinstance(pid, bool) or not isinstance(pid, (int, np.integer, type(None))):
+        raise TypeError(f"a process id is a number, not {pid!r}")
+    if pid is not None and not 0 < pid < 1 << 31:
+        raise RangeError(
+            errno.ESRCH, f"{pid} is no process id", "process ids are 1 and above, below 2**31"
+        )
     if target is None:
         if pid is None:
             raise TypeError("move what? give a target, or pid= for a whole process")
-        maps = [m for m in procfs.mappings(pid) if not m.special]
+        pid = int(pid)
+        mapped = procfs.mappings(pid)
+        if not mapped:
+            raise RangeError(
+                errno.EINVAL,
+                f"process {pid} has no memory of its own",
+                "kernel threads have none",
+            )
+        maps = [m for m in mapped if not m.special]
         return Target(pid, tuple(range(m.start, m.end) for m in maps), whole_process=True)
     if isinstance(target, range):
-        return Target(pid or 0, _whole_pages(*_checked(target), partial))
+        return Target(int(pid or 0), _whole_pages(*_checked(target), partial))
     if pid is not None:
         raise TypeError("with pid=, the target is a range of addresses or None")
     start, end, owner = _span(target)
@@ -108,6 +121,9 @@ def _span(target: object) -> tuple[int, int, object]:
         ) from None
     if view.nbytes == 0:
         return 0, 0, view
+    if view.c_contiguous:  # also in formats that numpy does not know
+        start = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
+        return start, start + view.nbytes, view
     array = np.asarray(view)
     start, end = np.lib.array_utils.byte_bounds(array)
     return start, end, (view, array)

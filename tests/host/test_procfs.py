@@ -345,3 +345,15 @@ def test_errors_are_of_one_family() -> None:
     with pytest.raises(PageferryError) as caught:
         mappings(1 << 30)
     assert isinstance(caught.value, ProcessLookupError)
+
+
+def test_hugetlbfs_devices_are_written_as_in_maps(tmp_path):
+    folder = tmp_path / "self"
+    folder.mkdir()
+    (folder / "mountinfo").write_text(
+        "22 1 0:20 / /sys rw - sysfs sysfs rw\n"
+        "40 22 0:27 / /dev/hugepages rw,relatime shared:15 - hugetlbfs hugetlbfs rw,pagesize=2M\n"
+        "41 22 1:300 / /mnt/with\\040space rw - hugetlbfs none rw,pagesize=1G\n"
+    )
+    assert procfs.hugetlbfs_devices(proc=tmp_path) == {"00:1b", "01:12c"}
+    assert procfs.hugetlbfs_devices(proc=tmp_path / "absent") == frozenset()

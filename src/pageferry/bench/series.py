@@ -188,9 +188,11 @@ def _pageferry(array: PageArray, threads: int) -> Move:
 
 
 def _pageferry_pid(child: Child, threads: int) -> Move:
+    """Move what migratepages moves: the whole process, from one node to the other."""
+
     def call(source: int, target: int) -> None:
-        result = move(child.addresses, target, pid=child.pid, threads=threads)
-        if result.bytes_moved != child.bytes:
+        result = move(node=target, pid=child.pid, threads=threads)
+        if result.bytes_moved < child.bytes:
             raise RuntimeError(f"pageferry moved {result.bytes_moved} of {child.bytes}: {result}")
 
     return call

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 
+from ..errors import NodeError, RangeError
 from ..flags import parse_nodes, parse_range
 from ..topology import Topology, topology
 
@@ -40,8 +42,16 @@ def one_node(text: str, machine: Topology | None = None) -> int:
         return machine.node(int(text)).id
     nodes = parse_nodes(text, machine.node_ids, machine.allowed_nodes)
     if len(nodes) != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} names {len(nodes)} nodes; one is needed")
+        raise NodeError(errno.EINVAL, f"{text!r} names {len(nodes)} nodes", "give one node")
     return next(iter(nodes))
+
+
+def addresses(text: str) -> range:
+    """Read ``--range``."""
+    try:
+        return parse_range(text)
+    except RangeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +64,7 @@ def add_range(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--range",
         dest="addresses",
-        type=parse_range,
+        type=addresses,
         metavar="START-END|START+SIZE",
         help="only these addresses: hexadecimal with 0x, sizes with K, M, G or T",
     )

@@ -100,13 +100,10 @@ def _run_series(args: argparse.Namespace) -> int:
         figures = _in_guest(args)
     else:
         cases = tuple(
-            (size, pages, word)
-            for (size, _, word), pages in zip(CASES, args.pages, strict=True)
+            (size, pages, word) for (size, _, word), pages in zip(CASES, args.pages, strict=True)
         )
         try:
-            figures = run_series(
-                repeats=args.repeats, threads=args.threads, cases=cases, say=_say
-            )
+            figures = run_series(repeats=args.repeats, threads=args.threads, cases=cases, say=_say)
         except MemoryError as error:
             console.complain(str(error))
             return 1
@@ -142,8 +139,18 @@ def _in_guest(args: argparse.Namespace) -> dict[str, Any]:
     from .. import lab
 
     command = [
-        sys.executable, "-m", "pageferry", "bench", "series", "--lab", "never", "--json",
-        "--repeats", str(args.repeats), "--pages", *map(str, args.pages),
+        sys.executable,
+        "-m",
+        "pageferry",
+        "bench",
+        "series",
+        "--lab",
+        "never",
+        "--json",
+        "--repeats",
+        str(args.repeats),
+        "--pages",
+        *map(str, args.pages),
     ]
     if args.threads:
         command += ["--threads", ",".join(map(str, args.threads))]
@@ -177,7 +184,8 @@ def _run_call(args: argparse.Namespace) -> int:
     out = console.console()
     out.print(describe(figures["machine"]))
     out.print(
-        f"One page: move_pages {figures['raw_us']:.1f} µs, move() {figures['move_us']:.1f} µs, "
+        f"One page: bare {'call' if figures['moves'] else 'question (one node: nothing moves)'} "
+        f"{figures['raw_us']:.1f} µs, move() {figures['move_us']:.1f} µs, "
         f"{figures['above_us']:.1f} µs above (median of {figures['repeats']}, alternated)"
     )
     return 0

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .. import console, engine
 from ..errors import errno_name
 from ..flags import MigrateMode, parse_nodes
-from ..migrate import MoveInterrupted, locate, move
+from ..migrate import MoveInterrupted, check_node, locate, move
+from ..pages import PAGE_SIZE
 from ..plan import make_plan
 from ..report import MoveResult, page_hint
 from ..topology import topology
@@ -130,13 +131,13 @@ def _dry_run(args: argparse.Namespace, node: int, source: frozenset[int] | None)
         if at != node and (source is None or at in source)
     )
     machine = topology()
-    (machine.node(node) if args.pid != os.getpid() else machine.check_target(node))
+    check_node(node, args.pid)
     free = machine.free(node)
     plan = make_plan(
         machine,
         node,
         to_move,
-        max(to_move // 4096, 1),
+        max(to_move // PAGE_SIZE, 1),
         threads=args.threads,
         mode=_MODES[args.mode],
     )
