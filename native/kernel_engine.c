@@ -279,7 +279,9 @@ static void move_pending(struct moving *moving, struct batch *batch, struct pend
 		if (!another_try(moving, ++tries, worker)) {
 			if (tries > FAST_RETRIES + PAUSES)
 				__atomic_fetch_sub(&moving->patience, 1, __ATOMIC_RELAXED);
-			give_up(moving, batch, pending, EBUSY);
+			/* Cut off by another worker that found the target full: so did this one. */
+			error = __atomic_load_n(&move->error, __ATOMIC_RELAXED);
+			give_up(moving, batch, pending, error == ENOMEM ? ENOMEM : EBUSY);
 			return;
 		}
 		add(&move->progress.retried, tries == 1 ? pending->count : 0);

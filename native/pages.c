@@ -15,7 +15,7 @@
  * milliseconds, whatever the call then moves.
  */
 #define SMALLEST_BYTES (2u << 20)
-enum { SMALLEST_SHARE = 16 };
+enum { SMALLEST_SHARE = 12 };
 
 uint64_t batch_capacity(uint64_t pages, uint32_t workers)
 {
@@ -93,7 +93,7 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
 	batch->bytes = 0;
 	pthread_mutex_lock(&cursor->lock);
 	if (cursor->workers > 1) {
-		share = cursor->bytes_left / (2 * (uint64_t)cursor->workers);
+		share = cursor->bytes_left / 3 * 2 / cursor->workers;
 		if (want > share)
 			want = share;
 		if (want < cursor->smallest)

@@ -16,7 +16,7 @@ from .topology import Topology
 #: program does not wait that long for a page: the kernel unmaps at most 512 at a time.
 CALL_MS = 200
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
-FIRST_BATCH_BYTES = 32 << 20
+FIRST_BATCH_BYTES = 128 << 20
 #: Each call drains lists on every CPU, whatever it moves: less than this for a thread and
 #: sharing costs more than it brings.
 BYTES_PER_THREAD = 16 << 20

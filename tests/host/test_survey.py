@@ -379,7 +379,8 @@ def test_more_extents_than_a_window_holds(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.bytes_not_present == 16 * 256 * PAGE
 
 
-def test_a_process_that_ends_between_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+@methods
+def test_a_process_that_ends_between_windows(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         import sys
         sys.path.insert(0, sys.argv[1])
@@ -399,7 +400,7 @@ def test_a_process_that_ends_between_windows(monkeypatch: pytest.MonkeyPatch) ->
     try:
         assert child.stdout is not None
         start = int(child.stdout.readline(), 16)
-        survey = Survey(resolve(range(start, start + 16 * HUGE), child.pid))
+        survey = Survey(resolve(range(start, start + 16 * HUGE), child.pid), method=method)
         windows = survey.windows()
         next(windows)
         child.kill()

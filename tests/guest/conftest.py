@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""These tests run in lab guests: see machines.toml for which machine runs which file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if os.environ.get("PAGEFERRY_LAB") != "1":
+    collect_ignore_glob = ["test_*.py"]
+
+_BALANCING = Path("/proc/sys/kernel/numa_balancing")
+_POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_kernel_moves_nothing_by_itself() -> None:
+    if _BALANCING.exists():
+        _BALANCING.write_text("0")
+
+
+@pytest.fixture
+def pools() -> Iterator[tuple[Path, Path]]:
+    """The number of hugetlb pages of nodes 0 and 1, to be written; given back at the end."""
+    files = Path(_POOL.format(0)), Path(_POOL.format(1))
+    yield files
+    for file in files:
+        file.write_text("0")

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``pageferry`` command on a machine with two nodes.
+
+Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from placement import PAGE, Forked, Memory, Script, nodes_of
+
+from pageferry import cli
+
+PROGRAM = [sys.executable, "-m", "pageferry"]
+SIZE = 8 << 20
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: a new one takes seconds under emulation."""
+    words = list(map(str, arguments))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main(words)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@dataclass
+class Target:
+    """A process with ``SIZE`` bytes at ``address``, which compares them at the end."""
+
+    pid: int
+    address: int
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Target]:
+    code = f"""
+        memory = Memory("base", {SIZE}, node=0)
+        say(memory.address)
+        while hear():
+            memory.check(); say("whole")
+    """
+    with Script(code) as process:
+        yield Target(process.pid, int(process.hear()))
+        process.say("check")
+        assert process.hear() == "whole"
+
+
+def where(child: Target) -> dict[int, int]:
+    return nodes_of(child.address, SIZE, child.pid)
+
+
+def test_dry_run_moves_nothing(child: Target) -> None:
+    before = where(child)
+    other = 1 if before.get(0) else 0
+    done = run("move", child.pid, "--to", other, "--dry-run")
+    assert done.returncode == 0 and done.stdout.startswith("Would move ")
+    value = json.loads(run("move", child.pid, "--to", other, "--dry-run", "--json").stdout)
+    assert value["bytes_to_move"] >= SIZE and value["plan"]["threads"] >= 1
+    assert where(child) == before
+
+
+def test_move_and_locate(child: Target) -> None:
+    reports = ""
+    for node in (1, 0):
+        done = run("move", child.pid, "--to", node)
+        reports += done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"to node {node} in" in done.stdout and "GB/s" in done.stdout
+        assert where(child) == {node: SIZE}
+        value = json.loads(run("locate", child.pid, "--json").stdout)
+        assert value["nodes"][str(node)]["base"] >= SIZE
+    assert "Not moved" in reports and "EACCES" in reports  # its libraries, one way or the other
+
+
+def test_from(child: Target) -> None:
+    here = next(iter(where(child)))
+    other = 1 - here
+    value = json.loads(run("move", child.pid, "--to", here, "--from", other, "--json").stdout)
+    assert value["bytes_already"] >= SIZE
+    value = json.loads(
+        run("move", child.pid, "--to", other, "--from", f"!{other}", "--json").stdout
+    )
+    assert value["bytes_moved"] >= SIZE and where(child) == {other: SIZE}
+
+
+def test_range_and_exit_code_1(child: Target) -> None:
+    here = next(iter(where(child)))
+    start = child.address
+    done = run("move", child.pid, "--to", 1 - here, "--range", f"{start:#x}+1M", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["bytes_moved"] == 1 << 20
+    assert where(child) == {here: SIZE - (1 << 20), 1 - here: 1 << 20}
+    with open(f"/proc/{child.pid}/maps") as maps:
+        library = next(line for line in maps if "libc" in line and "r-xp" in line)
+    text = "-".join("0x" + part for part in library.split()[0].split("-"))
+    for node in (0, 1):
+        done = run("move", child.pid, "--to", node, "--range", text)
+        if done.returncode:
+            break
+    assert done.returncode == 1  # shared with this process, and asked for by name
+    assert "EACCES" in done.stdout and "--shared" in done.stdout
+
+
+def test_shared(child: Target) -> None:
+    with open(f"/proc/{child.pid}/maps") as maps:
+        library = next(line for line in maps if "libm" in line and "r-xp" in line)
+    text = "-".join("0x" + part for part in library.split()[0].split("-"))
+    for node in (1, 0):
+        done = run("move", child.pid, "--to", node, "--range", text, "--shared", "--json")
+        assert done.returncode == 0, done.stdout
+        value = json.loads(run("locate", child.pid, "--range", text, "--json").stdout)
+        assert set(value["nodes"]) == {str(node)}
+
+
+@pytest.mark.parametrize("node", ["7", "0-1", "all", "0,1", "!7", "-1"])
+def test_one_node_is_needed(child: Target, node: str) -> None:
+    before = where(child)
+    done = run("move", child.pid, f"--to={node}")
+    assert done.returncode == 2 and done.stdout == "" and "node" in done.stderr
+    assert where(child) == before
+
+
+def test_interrupt() -> None:
+    size = 192 << 20
+
+    def work(parent: Forked) -> None:
+        memory = Memory("base", size, node=0)
+        parent.say(memory.address)
+        parent.hear()
+        memory.check()
+        parent.say("whole")
+
+    with Forked(work) as child:
+        start = int(child.hear())
+        move = subprocess.Popen(
+            [*PROGRAM, "move", str(child.pid), "--to", "1", "--threads", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and move.poll() is None:
+            if nodes_of(start, size, child.pid).get(1):
+                break
+        move.send_signal(signal.SIGINT)
+        out, err = move.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        assert move.returncode == 130, (out, err)
+        assert out.startswith("Moved ") and "Ctrl-C" in out
+        moved = nodes_of(start, size, child.pid)
+        assert 0 < moved[1] < size and moved[0] + moved[1] == size
+        # Interrupted between two batches, of which each is whole.
+        assert moved[1] % PAGE == 0
+        child.say("check")
+        assert child.hear() == "whole"
+
+
+def test_topology() -> None:
+    value = json.loads(run("topology", "--json").stdout)
+    assert value["memory_nodes"] == value["target_nodes"] == [0, 1]
+    text = run("topology").stdout
+    assert "distance" in text and "may use" in text
+
+
+def test_own_memory_and_kernel_agree() -> None:
+    memory = Memory("base", 1 << 20, node=1)
+    value = json.loads(
+        run("locate", os.getpid(), "--range", f"{memory.address}+1M", "--json").stdout
+    )
+    assert value["nodes"] == {"1": {"base": 1 << 20, "thp": 0, "hugetlb": 0}}
