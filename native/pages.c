@@ -10,12 +10,12 @@
 
 /*
  * Batches shrink towards the end, so that the workers finish together, but not
- * below a share of the whole. Each call drains a list on every CPU and waits
- * for all of them; when those are busy, as with other workers, that is
- * milliseconds, whatever the call then moves.
+ * below a share of the whole: each call drains a list on every CPU and waits
+ * for all of them, 0.1 ms when these are idle and milliseconds when not,
+ * whatever the call then moves.
  */
 #define SMALLEST_BYTES (2u << 20)
-enum { SMALLEST_SHARE = 12 };
+enum { SMALLEST_SHARE = 48 };
 
 uint64_t batch_capacity(uint64_t pages, uint32_t workers)
 {
@@ -93,7 +93,7 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
 	batch->bytes = 0;
 	pthread_mutex_lock(&cursor->lock);
 	if (cursor->workers > 1) {
-		share = cursor->bytes_left / 3 * 2 / cursor->workers;
+		share = cursor->bytes_left / (2 * (uint64_t)cursor->workers);
 		if (want > share)
 			want = share;
 		if (want < cursor->smallest)

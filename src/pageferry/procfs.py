@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ _SPECIAL: Final = frozenset(
     {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
 )
 _DELETED: Final = b" (deleted)"
-_COUNTERS: Final = ("pgmigrate_", "thp_migration_", "numa_", "pgdemote_", "pgpromote_")
+_COUNTER: Final = re.compile(
+    r"^((?:pgmigrate|thp_migration|numa|pgdemote|pgpromote)_\w+) (\d+)$", re.MULTILINE
+)
+# Start, end and name of a line of maps. Only newlines end a line.
+_RANGE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *([^\n]*)$", re.MULTILINE)
 
 # Names in the order of their bits, from include/uapi/linux/capability.h.
 _CAPABILITIES: Final = (
@@ -96,6 +101,23 @@ def mappings(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") 
     return [_mapping(line) for line in content.split(b"\n") if line]
 
 
+def ranges(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") -> list[range]:
+    """Return the addresses of all mappings but the kernel's own, one range for those that touch.
+
+    As ``mappings``, but several times faster. [] for a kernel thread.
+    """
+    found: list[range] = []
+    for start, end, name in _RANGE.findall(_read(pid, "maps", Path(proc))):
+        first, stop = int(start, 16), int(end, 16)
+        if name.startswith(b"[") and os.fsdecode(name) in _SPECIAL:
+            continue
+        if found and found[-1].stop == first:
+            found[-1] = range(found[-1].start, stop)
+        else:
+            found.append(range(first, stop))
+    return found
+
+
 def smaps(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") -> list[MappingUse]:
     """Return the mappings of a process with their sizes and flags, from ``/proc/PID/smaps``.
 
@@ -134,12 +156,8 @@ def vmstat(*, proc: str | os.PathLike[str] = "/proc") -> dict[str, int]:
     They count for the whole system, not for a process: ``pgmigrate_*`` and ``numa_*`` in base
     pages, ``thp_migration_*`` in huge pages. {} when the kernel has none.
     """
-    pairs = (line.split() for line in (sysfs.text(Path(proc, "vmstat")) or "").splitlines())
-    return {
-        pair[0]: int(pair[1])
-        for pair in pairs
-        if len(pair) == 2 and pair[0].startswith(_COUNTERS) and pair[1].isdecimal()
-    }
+    found = _COUNTER.findall(sysfs.text(Path(proc, "vmstat")) or "")
+    return {name: int(value) for name, value in found}
 
 
 def hugetlbfs_devices(

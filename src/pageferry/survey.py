@@ -62,13 +62,19 @@ def thp_shift() -> int:
 
 def hugetlb_in_use() -> bool:
     """Say whether any pool of hugetlb pages has pages, by /sys/kernel/mm/hugepages."""
-    for pool in _HUGETLB.glob("hugepages-*/nr_hugepages"):
+    for pool in _hugetlb_pools():
         try:
             if int(pool.read_text()):
                 return True
         except (OSError, ValueError):
             continue
     return False
+
+
+@lru_cache(maxsize=1)
+def _hugetlb_pools() -> tuple[Path, ...]:
+    """The files that say how many pages each pool has; the sizes are the CPU's and stay."""
+    return tuple(_HUGETLB.glob("hugepages-*/nr_hugepages"))
 
 
 @lru_cache(maxsize=1)

@@ -68,15 +68,14 @@ def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -
         if pid is None:
             raise TypeError("move what? give a target, or pid= for a whole process")
         pid = int(pid)
-        mapped = procfs.mappings(pid)
+        mapped = procfs.ranges(pid)
         if not mapped:
             raise RangeError(
                 errno.EINVAL,
                 f"process {pid} has no memory of its own",
                 "kernel threads have none",
             )
-        maps = [m for m in mapped if not m.special]
-        return Target(pid, tuple(range(m.start, m.end) for m in maps), whole_process=True)
+        return Target(pid, tuple(mapped), whole_process=True)
     if isinstance(target, range):
         return Target(int(pid or 0), _whole_pages(*_checked(target), partial))
     if pid is not None:

@@ -156,6 +156,7 @@ def test_interrupt() -> None:
         while time.monotonic() < deadline and move.poll() is None:
             if nodes_of(start, size, child.pid).get(1):
                 break
+            time.sleep(0.02)  # the command needs the CPU to begin
         move.send_signal(signal.SIGINT)
         out, err = move.communicate(timeout=60)
         assert "Traceback" not in err, err

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -357,3 +358,15 @@ def test_hugetlbfs_devices_are_written_as_in_maps(tmp_path):
     )
     assert procfs.hugetlbfs_devices(proc=tmp_path) == {"00:1b", "01:12c"}
     assert procfs.hugetlbfs_devices(proc=tmp_path / "absent") == frozenset()
+
+
+def test_ranges_are_the_mappings_joined():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        found = procfs.ranges(child.pid)
+        maps = [m for m in procfs.mappings(child.pid) if not m.special]
+    finally:
+        child.communicate(b"\n")
+    assert all(a.stop < b.start for a, b in pairwise(found))
+    assert sum(len(r) for r in found) == sum(m.size for m in maps)
+    assert {m.start for m in maps} >= {r.start for r in found}
