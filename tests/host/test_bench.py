@@ -4,14 +4,17 @@
 import copy
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from pageferry.bench.call import run_call
+from pageferry.bench.machine import OtherLoad
 from pageferry.bench.memory import HUGE, Child, PageArray
 from pageferry.bench.series import PLAIN, _powers_of_two, _summary, published, run_series
 from pageferry.bench.series_report import plot, print_table, published_figures
@@ -76,6 +79,32 @@ def test_table_has_the_shape_of_the_series():
     assert "Moved 100000 normal pages in   500.00 msecs  0.819 GB/s (emulated)   2.00×" in shown
     assert "2017: 100000 normal pages" in shown and "0.16× of thp" in shown
     assert "Under emulation only ratios mean anything" in shown
+
+
+@pytest.mark.parametrize(("others", "told"), [(0.05, False), (0.9, True)])
+def test_table_tells_of_a_busy_host(others, told):
+    busy = figures()
+    busy["machine"] |= {"host_cpus": 2, "host_other_load": others}
+    text = io.StringIO()
+    print_table(busy, Console(file=text, width=200, soft_wrap=True))
+    assert ("The host was busy" in text.getvalue()) is told
+
+
+def test_other_load_leaves_out_ourselves_and_our_children():
+    others = OtherLoad()
+    code = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with_child = others.cpus()
+    stranger = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        others = OtherLoad()
+        time.sleep(1)
+        with_stranger = others.cpus()  # not waited for: it counts as another's
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert 0 <= with_child < (os.cpu_count() or 1)
+    assert with_stranger > 0.2
 
 
 def test_plot_is_a_picture_with_ink(tmp_path):

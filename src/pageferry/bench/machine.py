@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,40 @@ def machine_facts() -> dict[str, Any]:
         "emulated": accel == "tcg",
         "numa_balancing": procfs.numa_balancing_on(),
     }
+
+
+class OtherLoad:
+    """How many CPUs other processes kept busy since this was made; children are ours.
+
+    A guest does not see it, but on a busy host two virtual CPUs are not two CPUs.
+    """
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._busy = _busy_seconds()
+        self._own = self._own_seconds()
+
+    @staticmethod
+    def _own_seconds() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    def cpus(self) -> float:
+        """Return the mean so far, in CPUs. Children count once they have been waited for."""
+        elapsed = time.perf_counter() - self._begun
+        others = _busy_seconds() - self._busy - (self._own_seconds() - self._own)
+        return max(others / elapsed, 0.0) if elapsed else 0.0
+
+
+def _busy_seconds() -> float:
+    """Seconds that all CPUs together were not idle, from the first line of /proc/stat."""
+    try:
+        with open("/proc/stat") as file:
+            fields = [int(field) for field in file.readline().split()[1:]]
+    except (OSError, ValueError):
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = (fields + [0] * 8)[:8]
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def describe(facts: dict[str, Any]) -> str:

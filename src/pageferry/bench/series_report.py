@@ -35,6 +35,12 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
             "Under emulation only ratios mean anything; a gain above the number of threads at "
             "2 MiB is an artefact of the emulator's TLB."
         )
+    if facts.get("host_other_load", 0) + facts["cpus"] > facts.get("host_cpus", 1 << 20) + 0.2:
+        out.print(
+            f"[bold]The host was busy[/bold]: other processes used {facts['host_other_load']:.1f} "
+            f"of its {facts['host_cpus']} CPUs, so the guest's {facts['cpus']} had to share. "
+            "Several threads cannot gain then; repeat on an idle machine."
+        )
     if facts["numa_balancing"]:
         out.print("NUMA balancing is on: the kernel may have moved pages as well.")
     for case in figures["cases"]:

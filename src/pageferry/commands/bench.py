@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from .. import console
 from ..bench.call import run_call
-from ..bench.machine import describe
+from ..bench.machine import OtherLoad, describe
 from ..bench.series import CASES, run_series
 from ..bench.series_report import plot, print_table
 from ..errors import PageferryError
@@ -155,6 +156,7 @@ def _in_guest(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         command += ["--threads", ",".join(map(str, args.threads))]
     _say("fewer than two memory nodes here: starting the lab guest")
+    others = OtherLoad()
     result = lab.run(
         command,
         memory=GUEST_MEMORY,
@@ -169,6 +171,8 @@ def _in_guest(args: argparse.Namespace) -> dict[str, Any]:
             5, f"the experiment in the guest ended with {result.returncode}", result.explain()
         )
     figures: dict[str, Any] = json.loads(result.stdout)
+    figures["machine"]["host_cpus"] = os.cpu_count()
+    figures["machine"]["host_other_load"] = round(others.cpus(), 2)
     return figures
 
 
