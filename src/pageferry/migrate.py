@@ -148,7 +148,7 @@ def _move(
     statuses: bool,
 ) -> MoveResult:
     """Survey, plan and run window after window; verify; report."""
-    before = procfs.vmstat() if what.bytes >= _COUNTERS_BYTES else None
+    before = procfs.migration_counters() if what.bytes >= _COUNTERS_BYTES else None
     begun = time.perf_counter()
     verified: Counter[int] = Counter()
     planned = -1
@@ -302,9 +302,7 @@ def _change(before: dict[str, int] | None) -> dict[str, int] | None:
     if before is None:
         return None
     return {
-        name: value - before.get(name, 0)
-        for name, value in procfs.vmstat().items()
-        if name.startswith(("pgmigrate_", "thp_migration_"))
+        name: value - before.get(name, 0) for name, value in procfs.migration_counters().items()
     }
 
 

@@ -64,17 +64,21 @@ def hugetlb_in_use() -> bool:
     """Say whether any pool of hugetlb pages has pages, by /sys/kernel/mm/hugepages."""
     for pool in _hugetlb_pools():
         try:
-            if int(pool.read_text()):
-                return True
+            fd = os.open(pool, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if int(os.read(fd, 32)):
+                    return True
+            finally:
+                os.close(fd)
         except (OSError, ValueError):
             continue
     return False
 
 
 @lru_cache(maxsize=1)
-def _hugetlb_pools() -> tuple[Path, ...]:
+def _hugetlb_pools() -> tuple[str, ...]:
     """The files that say how many pages each pool has; the sizes are the CPU's and stay."""
-    return tuple(_HUGETLB.glob("hugepages-*/nr_hugepages"))
+    return tuple(map(str, _HUGETLB.glob("hugepages-*/nr_hugepages")))
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,14 @@ def at(where: int) -> Mapping:
 
 @contextmanager
 def sleeping() -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
+        assert child.stdout is not None
+        child.stdout.readline()  # exec is over, and it has loaded what it needs
         yield child
     finally:
         child.kill()
@@ -361,12 +366,17 @@ def test_hugetlbfs_devices_are_written_as_in_maps(tmp_path):
 
 
 def test_ranges_are_the_mappings_joined():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
+    with sleeping() as child:
         found = procfs.ranges(child.pid)
         maps = [m for m in procfs.mappings(child.pid) if not m.special]
-    finally:
-        child.communicate(b"\n")
-    assert all(a.stop < b.start for a, b in pairwise(found))
+    assert all(a.stop < b.start for a, b in itertools.pairwise(found))
     assert sum(len(r) for r in found) == sum(m.size for m in maps)
     assert {m.start for m in maps} >= {r.start for r in found}
+
+
+def test_migration_counters_are_those_of_vmstat():
+    found = procfs.migration_counters()
+    assert "pgmigrate_success" in found and "thp_migration_split" in found
+    names = {n for n in procfs.vmstat() if n.startswith(("pgmigrate_", "thp_migration_"))}
+    assert found.keys() == names
+    assert all(found[name] <= value for name, value in procfs.vmstat().items() if name in found)
