@@ -175,7 +175,7 @@ def test_foreign_figures_are_refused(tmp_path, content):
     path.write_text(content)
     done = run_cli("series", "--from-json", str(path))
     assert done.returncode == 1
-    assert "no figures of the series" in done.stderr
+    assert "no figures of bench series" in done.stderr
     assert "Traceback" not in done.stderr
 
 

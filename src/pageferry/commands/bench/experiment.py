@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all experiments share: their arguments, the lab guest, and where figures go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ... import console
+from ...bench.machine import OtherLoad
+from ...errors import PageferryError
+from ...topology import topology
+from .. import arguments
+
+#: What the guest of an experiment needs: two arrays on one node, and Python beside them.
+GUEST_MEMORY = "1536M"
+
+
+def count(text: str) -> int:
+    """Read a number from 1 up."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return number
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read numbers from 1 up with commas between them; returns them in order, each once."""
+    return tuple(sorted({count(part) for part in text.split(",")}))
+
+
+def add_lab(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lab`` and ``--cpus``."""
+    parser.add_argument(
+        "--lab",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="where to run: in the lab guest, here, or (auto) here if there are two nodes",
+    )
+    parser.add_argument("--cpus", type=count, default=2, help="of the guest (default: 2)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``, ``--plot``, ``--from-json`` and ``--json``."""
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them into a PNG")
+    parser.add_argument(
+        "--from-json", type=Path, metavar="FILE", help="show earlier figures, run nothing"
+    )
+    arguments.add_json(parser)
+
+
+def wants_guest(args: argparse.Namespace) -> bool:
+    """Say whether ``--lab``, or the lack of a second node, sends the experiment to the guest."""
+    return args.lab == "always" or (args.lab == "auto" and len(topology().target_nodes) < 2)
+
+
+def in_guest(
+    args: argparse.Namespace,
+    options: Sequence[str],
+    *,
+    memory: str = GUEST_MEMORY,
+    timeout: float = 3600,
+) -> dict[str, Any]:
+    """Run ``bench EXPERIMENT`` with ``options`` in a guest with two nodes; return its figures.
+
+    ``options`` need not have ``--lab`` and ``--json``. Raises ``PageferryError`` when the guest
+    or the experiment in it fails.
+    """
+    from ... import lab
+
+    command = [sys.executable, "-m", "pageferry", "bench", args.experiment]
+    command += ["--lab", "never", "--json", *options]
+    say(
+        "starting the lab guest"
+        if args.lab == "always"
+        else "fewer than two memory nodes here: starting the lab guest"
+    )
+    others = OtherLoad()
+    result = lab.run(
+        command,
+        memory=memory,
+        cpus=args.cpus,
+        append="numa_balancing=disable",
+        notify=say,
+        timeout=timeout,
+        stderr=sys.stderr.buffer,
+    )
+    if not result.ok:
+        raise PageferryError(
+            5, f"the experiment in the guest ended with {result.returncode}", result.explain()
+        )
+    figures: dict[str, Any] = json.loads(result.stdout)
+    figures["machine"]["host_cpus"] = os.cpu_count()
+    figures["machine"]["host_other_load"] = round(others.cpus(), 2)
+    return figures
+
+
+def earlier(path: Path, experiment: str) -> dict[str, Any]:
+    """Read figures that ``--output`` wrote. Raises ``PageferryError`` for anything else."""
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text())
+        if figures["experiment"] != experiment:
+            raise ValueError("another experiment's figures")
+    except OSError as error:
+        raise PageferryError(error.errno or 0, f"cannot read {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PageferryError(22, f"{path} has no figures of bench {experiment}: {error}") from None
+    return figures
+
+
+def show(
+    args: argparse.Namespace,
+    figures: dict[str, Any],
+    print_table: Callable[[dict[str, Any], Console], None],
+    plot: Callable[[dict[str, Any], Path], None],
+) -> int:
+    """Print the figures, and write what ``add_output`` lets be asked for; return the exit code."""
+    if args.output:
+        args.output.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.json:
+        console.print_json(figures)
+    else:
+        print_table(figures, console.console())
+    if args.plot:
+        plot(figures, args.plot)
+    if not args.json:
+        written = [str(path) for path in (args.output, args.plot) if path]
+        if written:
+            print(f"\nWritten: {', '.join(written)}")
+    return 0
+
+
+def say(text: str) -> None:
+    """Tell, on standard error, how far the experiment is."""
+    print(f"  {text}", file=sys.stderr, flush=True)
