@@ -12,9 +12,11 @@
 
 enum {
 	SAMPLE_STRIDE = 64,	/* one base page in so many is asked for its node first */
-	FAST_RETRIES = 2,
-	PAUSES = 7,		/* 1, 2, 4, ... 64 ms: 127 ms for a batch at most */
-	FULL_RETRY_MS = 10,
+	FAST_RETRIES = 2,	/* at once */
+	PAUSE_US = 250,		/* before the next one, then doubled */
+	LIGHT_PAUSES = 4,	/* 0.25 to 2 ms: 3.75 ms for a batch at most */
+	SYNC_PAUSES = 9,	/* 0.25 to 64 ms: 128 ms for a batch at most */
+	FULL_RETRY_US = 10000,
 	PATIENCE = 8,		/* batches whose pauses were in vain before we stop pausing */
 };
 
@@ -124,7 +126,7 @@ static int sort_out(struct moving *moving, struct batch *batch, struct pending *
 
 		if (status == move->target)
 			count_already(moving, batch, i);
-		else if (status == -ENOENT && move->blocking == PF_SYNC && !move->sources)
+		else if (status == -ENOENT && move->blocking != PF_ASYNC && !move->sources)
 			want(pending, batch, i);	/* on its way somewhere, maybe */
 		else if (status < 0)
 			count_by_status(moving, batch, i, status);
@@ -177,28 +179,69 @@ static long call_move_pages(struct moving *moving, struct pending *pending)
 			      pending->status, move_flags(move));
 }
 
-static void pause_ms(unsigned int ms)
+static void pause_us(unsigned int us)
 {
-	struct timespec time = { .tv_sec = 0, .tv_nsec = (long)ms * 1000000 };
+	struct timespec time = { .tv_sec = 0, .tv_nsec = (long)us * 1000 };
 
 	nanosleep(&time, NULL);
 }
 
-/* Does the next try come at once, after a pause, or not at all? */
+static unsigned int most_tries(const struct pf_move *move)
+{
+	switch (move->blocking) {
+	case PF_SYNC:
+		return FAST_RETRIES + SYNC_PAUSES;
+	case PF_SYNC_LIGHT:
+		return FAST_RETRIES + LIGHT_PAUSES;
+	default:
+		return 0;
+	}
+}
+
+/*
+ * Does the next try come at once, after a pause, or not at all? Who holds the
+ * page, compaction for one, may itself have to wait for a CPU, so tries that
+ * follow each other at once are not enough to tell a busy page from a pinned one.
+ */
 static bool another_try(struct moving *moving, unsigned int tries, uint32_t worker)
 {
 	struct pf_move *move = moving->move;
 
-	if (move->blocking == PF_ASYNC || move_stopped(move))
+	if (tries > most_tries(move) || move_stopped(move))
 		return false;
 	if (tries <= FAST_RETRIES)
 		return true;
-	if (move->blocking != PF_SYNC || tries > FAST_RETRIES + PAUSES ||
-	    __atomic_load_n(&moving->patience, __ATOMIC_RELAXED) <= 0)
+	if (__atomic_load_n(&moving->patience, __ATOMIC_RELAXED) <= 0)
 		return false;
-	pause_ms(1u << (tries - FAST_RETRIES - 1));
+	pause_us(PAUSE_US << (tries - FAST_RETRIES - 1));
 	poll_if_due(moving, worker);
 	return !move_stopped(move);
+}
+
+/* A page that is nowhere is freed, or on its way: for how long is it asked again? */
+static bool wait_for_absent(const struct moving *moving, unsigned int tries)
+{
+	if (moving->move->blocking == PF_ASYNC)
+		return false;
+	if (__atomic_load_n(&moving->patience, __ATOMIC_RELAXED) <= 0)
+		return tries < FAST_RETRIES;
+	return tries < FAST_RETRIES + LIGHT_PAUSES;
+}
+
+/* Pages were settled after a pause: moved, or when the wait for absent ones ends, freed. */
+static void judge_patience(struct moving *moving, unsigned int tries)
+{
+	if (tries == FAST_RETRIES + LIGHT_PAUSES)
+		__atomic_fetch_sub(&moving->patience, 1, __ATOMIC_RELAXED);
+	else if (tries > FAST_RETRIES)
+		__atomic_store_n(&moving->patience, PATIENCE, __ATOMIC_RELAXED);
+}
+
+/* No more tries: what is nowhere now has been freed, and is no failure. */
+static void forget_absent(struct moving *moving, struct batch *batch, struct pending *pending)
+{
+	if (!query_nodes(moving->move->pid, pending->count, pending->address, pending->status))
+		settle(moving, batch, pending, false);
 }
 
 static bool holes_in(const struct pending *pending)
@@ -246,19 +289,20 @@ static void move_pending(struct moving *moving, struct batch *batch, struct pend
 		cut_short = result > 0 && holes_in(pending);
 		error = clear_up(moving, pending, batch->status);
 		if (!error)
-			settled = settle(moving, batch, pending,
-					 move->blocking == PF_SYNC && tries < FAST_RETRIES);
+			settled = settle(moving, batch, pending, wait_for_absent(moving, tries));
 		if (result < 0 && result != -ENOMEM)
 			error = (int)result;
 		if (error) {
 			refuse(moving, batch, pending, -error);
 			return;
 		}
+		if (settled)
+			judge_patience(moving, tries);
 		if (!pending->count)
 			break;
 		if (result == -ENOMEM && !full && move->blocking != PF_ASYNC && !move_stopped(move)) {
 			full = true;	/* reclaim has been woken: once more */
-			pause_ms(FULL_RETRY_MS);
+			pause_us(FULL_RETRY_US);
 			continue;
 		}
 		if (result == -ENOMEM) {
@@ -270,15 +314,14 @@ static void move_pending(struct moving *moving, struct batch *batch, struct pend
 			move_stop(move, ENOMEM);
 			return;
 		}
-		if (tries > FAST_RETRIES && settled)
-			__atomic_store_n(&moving->patience, PATIENCE, __ATOMIC_RELAXED);
 		if (cut_short && (settled || !regrouped)) {
 			regrouped = true;	/* the rest had no try of its own yet */
 			continue;
 		}
 		if (!another_try(moving, ++tries, worker)) {
-			if (tries > FAST_RETRIES + PAUSES)
+			if (tries > FAST_RETRIES && tries > most_tries(move))
 				__atomic_fetch_sub(&moving->patience, 1, __ATOMIC_RELAXED);
+			forget_absent(moving, batch, pending);
 			/* Cut off by another worker that found the target full: so did this one. */
 			error = __atomic_load_n(&move->error, __ATOMIC_RELAXED);
 			give_up(moving, batch, pending, error == ENOMEM ? ENOMEM : EBUSY);

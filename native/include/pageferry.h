@@ -134,8 +134,8 @@ PF_API void pf_crew_stop(void);
 
 enum pf_blocking {
 	PF_ASYNC = 1,		/* one attempt, busy pages are reported at once */
-	PF_SYNC_LIGHT = 2,	/* busy pages are tried again at once, twice */
-	PF_SYNC = 4,		/* ... and then with growing pauses, to 100 ms */
+	PF_SYNC_LIGHT = 2,	/* busy pages are tried again, for 4 ms a batch */
+	PF_SYNC = 4,		/* ... for 0.13 s a batch, with growing pauses */
 };
 
 enum {

@@ -57,9 +57,9 @@ class MigrateMode(enum.IntFlag, boundary=enum.STRICT):
     ASYNC = 1
     """One attempt: a busy page is reported EBUSY at once, and there is no sleep between tries."""
     SYNC_LIGHT = 2
-    """A few retries of busy pages, at once and without sleeping."""
+    """Busy pages are tried again, twice at once and then for about 4 ms for a batch."""
     SYNC = 4
-    """Retries of busy pages with growing pauses, up to about 100 ms for a batch. The default."""
+    """Busy pages are tried again with growing pauses, about 0.13 s for a batch. The default."""
     ST = 8
     """Single-threaded: the calling thread does all the work (MIGRATE_ST of the 2017 series)."""
     MT = 16

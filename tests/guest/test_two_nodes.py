@@ -104,7 +104,13 @@ def test_modes(blocking: MigrateMode, threading_bit: MigrateMode) -> None:
     memory = Memory("base", 4 << 20, node=0)
     for node in (1, 0):
         result = move(memory.words, node, mode=blocking | threading_bit)
-        assert result.complete and memory.nodes() == {node: memory.bytes}
+        if blocking == MigrateMode.ASYNC:  # somebody else's lock on a page is enough for EBUSY
+            assert set(result.failed) <= {errno.EBUSY}, (blocking, node, result)
+            assert result.bytes_moved + result.bytes_failed == memory.bytes
+            assert move(memory.words, node).complete
+        else:
+            assert result.complete, (blocking, node, result.failed)
+        assert memory.nodes() == {node: memory.bytes}
         assert result.plan.threads == (1 if threading_bit == MigrateMode.ST else 2)
         assert result.workers <= result.plan.threads
     memory.check()
@@ -488,7 +494,7 @@ def test_a_pinned_huge_page_stays_whole() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "calls"),
-    [(MigrateMode.ASYNC, 1), (MigrateMode.SYNC_LIGHT, 3), (MigrateMode.SYNC, 10)],
+    [(MigrateMode.ASYNC, 1), (MigrateMode.SYNC_LIGHT, 7), (MigrateMode.SYNC, 12)],
 )
 def test_tries_by_mode(mode: MigrateMode, calls: int) -> None:
     memory = Memory("base", 16 * PAGE, node=0)

@@ -47,8 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--mode",
         choices=tuple(_MODES),
         default="sync",
-        help="busy pages: async gives up at once, light tries again at once, sync waits for "
-        "them up to 0.13 s a batch (default)",
+        help="busy pages: async gives up at once, light tries again for 4 ms a batch, sync "
+        "for 0.13 s (default)",
     )
     parser.add_argument(
         "--shared", action="store_true", help="also pages that other processes use (privileged)"
