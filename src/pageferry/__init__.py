@@ -15,7 +15,8 @@ from .errors import (
     UnsupportedError,
 )
 from .flags import MigrateMode
-from .migrate import MoveInterrupted, locate, move
+from .locate import locate
+from .migrate import MoveInterrupted, move
 from .plan import Plan
 from .report import Failure, MoveResult, Placement
 from .topology import Topology, topology

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""move() and locate(): survey, plan, run, verify, report."""
+"""move(): survey, plan, run, verify, report."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import procfs
 from .engine import KernelRun, Progress, locate_extents
-from .errors import (
-    NodeError,
-    NotPermittedError,
-    PageferryError,
-    ProcessGoneError,
-    RangeError,
-    UnsupportedError,
-)
+from .errors import PageferryError
 from .flags import MigrateMode
-from .pages import BASE, HUGETLB, KINDS, THP
+from .nodes import check_node, check_sources, machine
+from .pages import extents_bytes, extents_pages
 from .plan import Plan, make_plan
 from .process import HeldProcess
-from .report import STATUS, MoveResult, Placement
+from .refusal import explain_nothing, refusal
+from .report import STATUS, MoveResult
 from .survey import Survey
 from .target import Target, resolve
-from .topology import Topology, topology
 
 if TYPE_CHECKING:
     from typing import Any
@@ -50,29 +43,6 @@ class MoveInterrupted(KeyboardInterrupt):
     def __init__(self, result: MoveResult) -> None:
         super().__init__("the move was interrupted")
         self.result = result
-
-
-@lru_cache(maxsize=1)
-def _machine() -> Topology:
-    return topology()
-
-
-def check_node(node: int, pid: int | None) -> None:
-    """Raise ``NodeError`` for a target that cannot be; another process has its own cpuset."""
-    if isinstance(node, bool) or not isinstance(node, (int, np.integer)):
-        raise TypeError(f"a node is a number, not {node!r}")
-    for fresh in (False, True):
-        if fresh:
-            _machine.cache_clear()  # memory may have come online since
-        try:
-            found = _machine().node(node) if pid else _machine().check_target(node)
-        except NodeError:
-            if fresh:
-                raise
-            continue
-        if found.has_memory:
-            return
-    raise NodeError(errno.ENODEV, f"node {node} has no memory", "choose a node with memory")
 
 
 def move(
@@ -125,14 +95,14 @@ def move(
             node,
             total=what.bytes,
             process=process,
-            sources=_sources(source),
+            sources=check_sources(source),
             shared=shared,
             exact=exact or statuses,
             progress=progress,
             cancel=cancel,
         )
         # Refuses what makes no sense before anything is looked at.
-        plan = make_plan(_machine(), node, 0, 0, threads=threads, mode=mode)
+        plan = make_plan(machine(), node, 0, 0, threads=threads, mode=mode)
         pages = Survey(what, method=survey, partial=partial)
         return _move(what, node, plan, run, pages, threads=threads, statuses=statuses)
 
@@ -156,10 +126,10 @@ def _move(
     ended_with = 0
     try:
         for extents in pages.windows():
-            size = _bytes(extents)
+            size = extents_bytes(extents)
             if size > planned:  # the largest window is what the plan is for
                 plan = make_plan(
-                    _machine(), node, size, _pages(extents), threads=threads, mode=plan.mode
+                    machine(), node, size, extents_pages(extents), threads=threads, mode=plan.mode
                 )
                 planned = size
                 run.follow(plan)
@@ -178,9 +148,9 @@ def _move(
     seconds = time.perf_counter() - begun
     ended_with = run.error or ended_with
     if planned < 0:
-        _explain_nothing(what)
+        explain_nothing(what)
     elif ended_with and not run.touched:
-        raise _refusal(ended_with, what, node)
+        raise refusal(ended_with, what, node)
     counts = run.counts()
     ended = interrupted or ended_with or run.cancelled
     result = MoveResult(
@@ -209,86 +179,9 @@ def _move(
     return result
 
 
-def locate(
-    target: Movable = None,
-    *,
-    pid: int | None = None,
-    partial: str = "touched",
-    threads: int | str = "auto",
-    statuses: bool = False,
-    survey: str | None = None,
-) -> Placement:
-    """Say where the pages of ``target`` are: bytes by node and kind of page.
-
-    Arguments as in ``move``. With ``statuses`` the placement has a table with the node of every
-    page. Raises ``RangeError`` for unmapped addresses, ``ProcessGoneError`` and
-    ``NotPermittedError``. Rests on move_pages(2) without nodes.
-    """
-    what = resolve(target, pid, partial)
-    pages = Survey(what, method=survey, partial=partial)
-    nodes: dict[int, dict[str, int]] = {}
-    tables: list[npt.NDArray[np.void]] = []
-    unknown = 0
-    seen = False
-    for extents in pages.windows():
-        seen = True
-        size = _bytes(extents)
-        plan = make_plan(_machine(), -1, size, _pages(extents), threads=threads)
-        for kind in (BASE, THP, HUGETLB):
-            for shift in np.unique(extents["shift"][extents["kind"] == kind]):
-                chosen = extents[(extents["kind"] == kind) & (extents["shift"] == shift)]
-                error, found, gone, failed, table = locate_extents(
-                    chosen, what.pid, threads=plan.threads, statuses=statuses
-                )
-                if error:
-                    raise _refusal(error, what, -1)
-                unknown += (gone + failed) << int(shift)
-                for node in np.flatnonzero(found[:, kind]):
-                    sizes = nodes.setdefault(int(node), dict.fromkeys(KINDS, 0))
-                    sizes[KINDS[kind]] += int(found[node, kind]) << int(shift)
-                if table is not None:
-                    tables.append(table)
-    if not seen:
-        _explain_nothing(what)
-    return Placement(
-        pid=pid,
-        nodes=dict(sorted(nodes.items())),
-        bytes_swapped=pages.bytes_swapped,
-        bytes_zero=pages.bytes_zero,
-        bytes_not_present=pages.bytes_absent,
-        bytes_unknown=unknown,
-        survey=pages.method,
-        statuses=np.sort(np.concatenate(tables), order="address")
-        if tables
-        else (np.zeros(0, STATUS) if statuses else None),
-    )
-
-
-def _sources(source: Iterable[int] | int | None) -> frozenset[int] | None:
-    if source is None:
-        return None
-    named = [source] if isinstance(source, (int, np.integer)) else list(source)
-    for node in named:
-        if isinstance(node, bool) or not isinstance(node, (int, np.integer)):
-            raise TypeError(f"a source node is a number, not {node!r}")
-        _machine().node(int(node))
-    nodes = frozenset(map(int, named))
-    if not nodes:
-        raise NodeError(errno.EINVAL, "the set of source nodes is empty", "leave source out")
-    return nodes
-
-
-def _bytes(extents: npt.NDArray[np.void]) -> int:
-    return int((extents["pages"] << extents["shift"].astype(np.uint64)).sum())
-
-
-def _pages(extents: npt.NDArray[np.void]) -> int:
-    return int(extents["pages"].sum())
-
-
 def _verify(extents: npt.NDArray[np.void], pid: int) -> Counter[int]:
     """Ask again where a sample of the pages is; nothing is learned of a process that ended."""
-    stride = max(_pages(extents) // _VERIFY_PAGES, 1)
+    stride = max(extents_pages(extents) // _VERIFY_PAGES, 1)
     error, found, _, _, _ = locate_extents(extents, pid, stride=stride)
     by_node = found.sum(axis=1)
     return Counter() if error else Counter({int(n): int(by_node[n]) for n in by_node.nonzero()[0]})
@@ -315,53 +208,3 @@ def _warnings(verified: Counter[int], node: int, counts: dict[str, Any]) -> tupl
     if procfs.numa_balancing_on():
         text += "; NUMA balancing is on and moves pages (kernel.numa_balancing)"
     return (text,)
-
-
-def _explain_nothing(what: Target) -> None:
-    """Raise when nothing was found because the addresses are not mapped at all."""
-    if what.whole_process or what.owner is not None or not what.ranges:
-        return
-    wanted = what.ranges[0]
-    try:
-        maps = procfs.mappings(what.pid or None)
-    except (UnsupportedError, NotPermittedError):
-        return
-    if any(m.start < wanted.stop and wanted.start < m.end for m in maps):
-        return
-    raise RangeError(
-        errno.EFAULT,
-        f"nothing is mapped at {wanted.start:#x}-{wanted.stop:#x}",
-        f"/proc/{what.pid or 'self'}/maps lists what is",
-    )
-
-
-def _refusal(number: int, what: Target, node: int) -> PageferryError:
-    """Return the error for a call that the kernel refused as a whole."""
-    who = f"process {what.pid}" if what.pid else "this process"
-    if number == errno.ESRCH:
-        return ProcessGoneError(number, f"{who} does not exist or has ended", "check the id")
-    if number == errno.EPERM:
-        return NotPermittedError(
-            number,
-            f"the kernel refuses to {'say where' if node < 0 else 'move'} pages of {who}"
-            + (" are" if node < 0 else ""),
-            "another user's process or shared pages need CAP_SYS_NICE; in a container, the "
-            "seccomp profile must allow move_pages (see pageferry doctor)",
-        )
-    if number == errno.EACCES:
-        return NodeError(
-            number, f"{who} may not use node {node}", "its cpuset.mems does not have that node"
-        )
-    if number == errno.ENODEV:
-        return NodeError(number, f"node {node} has no memory", "see pageferry topology")
-    if number == errno.ENOSYS:
-        return UnsupportedError(
-            number, "this kernel cannot move pages", "it needs CONFIG_NUMA and CONFIG_MIGRATION"
-        )
-    if number == errno.ENOMEM:
-        return PageferryError(
-            number, f"node {node} is full: nothing was moved", "free memory there, or take another"
-        )
-    if number == errno.ENOBUFS:
-        return PageferryError(number, "no memory for the lists of pages", "free some memory")
-    return PageferryError(number, f"move_pages failed for {who}", "see pageferry doctor")

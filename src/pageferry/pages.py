@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import mmap
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PAGE_SIZE = mmap.PAGESIZE
 PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
@@ -16,3 +20,13 @@ BASE, THP, HUGETLB = range(3)
 
 #: ``struct pf_extent``: adjacent present pages of one size.
 EXTENT = np.dtype([("start", "u8"), ("pages", "u8"), ("shift", "u4"), ("kind", "u4")])
+
+
+def extents_bytes(extents: npt.NDArray[np.void]) -> int:
+    """Return the size of all pages of ``extents`` together, in bytes."""
+    return int((extents["pages"] << extents["shift"].astype(np.uint64)).sum())
+
+
+def extents_pages(extents: npt.NDArray[np.void]) -> int:
+    """Return how many pages ``extents`` have, each of its own size."""
+    return int(extents["pages"].sum())

@@ -19,7 +19,7 @@ from pageferry.bench.memory import HUGE, Child, PageArray
 from pageferry.bench.series import PLAIN, _powers_of_two, _summary, published, run_series
 from pageferry.bench.series_report import plot, print_table, published_figures
 from pageferry.errors import NodeError
-from pageferry.migrate import locate
+from pageferry.locate import locate
 from pageferry.topology import topology
 
 SIZE = 100000 * 4096

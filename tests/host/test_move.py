@@ -38,13 +38,13 @@ from pageferry import (
     UnsupportedError,
     engine,
     locate,
-    migrate,
     move,
     plan,
 )
 from pageferry._native import lib
 from pageferry.process import HeldProcess
 from pageferry.procfs import smaps
+from pageferry.refusal import refusal
 from pageferry.survey import Survey
 from pageferry.target import resolve
 from pageferry.topology import topology
@@ -385,8 +385,8 @@ def test_seccomp(number: int, kind: str) -> None:
 )
 def test_each_refusal_has_its_error_and_a_cure(number: int, kind: type[PageferryError]) -> None:
     # Called directly: one node gives no way to make the kernel refuse with each of them.
-    target = migrate.resolve(np.ones(1))
-    error = migrate._refusal(number, target, 0)
+    target = resolve(np.ones(1))
+    error = refusal(number, target, 0)
     assert type(error) is kind
     assert error.errno == number and error.hint
     assert errno.errorcode[number] in str(error)

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from ..migrate import locate
+from ..locate import locate
 
 HUGE = 2 << 20
 _CHUNK = 1 << 20  # words compared at a time

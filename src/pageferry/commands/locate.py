@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from .. import console
-from ..migrate import locate
+from ..locate import locate
 from ..pages import KINDS
 from ..report import Placement
 from . import arguments

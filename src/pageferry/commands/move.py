@@ -14,7 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .. import console, engine
 from ..errors import errno_name
 from ..flags import MigrateMode, parse_nodes
-from ..migrate import MoveInterrupted, check_node, locate, move
+from ..locate import locate
+from ..migrate import MoveInterrupted, move
+from ..nodes import check_node
 from ..pages import PAGE_SIZE
 from ..plan import make_plan
 from ..report import MoveResult, page_hint
