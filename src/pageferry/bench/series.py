@@ -15,8 +15,9 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,6 +36,7 @@ MIGRATEPAGES = "migratepages"
 EXPERIMENT = "series"
 
 Move = Callable[[int, int], None]
+_Addresses: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def run_series(
@@ -49,7 +51,8 @@ def run_series(
     ``threads`` are the numbers to compare, by default powers of two up to the CPUs that this
     process may use. ``say`` is told what goes on. Raises ``NodeError`` (ENODEV) on a machine with
     fewer than two memory nodes, ``MemoryError`` when they are too full, and ``AssertionError``
-    should a single byte be wrong afterwards.
+    should a single byte be wrong afterwards. The way "plain move_pages × N" is N bare calls on N
+    threads: what several threads can gain here at all, without any work around the calls.
     """
     machine = topology()
     if len(machine.target_nodes) < 2:
@@ -105,15 +108,18 @@ def _case(
         if machine.free(node) < 2 * size + (64 << 20):
             raise MemoryError(f"node {node} has too little free memory for {2 * size >> 20} MiB")
     array = PageArray(pages, page_size)
-    with Child(pages, page_size) as child:
-        ways: dict[str, Move] = {PLAIN: _plain(array)}
+    most = threads[-1]
+    with Child(pages, page_size) as child, ThreadPoolExecutor(most) as crowd:
+        ways: dict[str, Move] = {PLAIN: _plain(array.addresses)}
+        if most > 1:
+            ways[f"{PLAIN} × {most}"] = _side_by_side(array.addresses, crowd, most)
         for count in threads:
             ways[_name(count)] = _pageferry(array, count)
         rivals: dict[str, Move] = {}
         if shutil.which(MIGRATEPAGES):
             rivals = {
                 MIGRATEPAGES: _migratepages(child),
-                f"{_name(threads[-1])}, that process": _pageferry_pid(child, threads[-1]),
+                f"{_name(most)}, that process": _pageferry_pid(child, most),
             }
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in {**ways, **rivals}}
         first, second = nodes[0], nodes[1]
@@ -154,9 +160,8 @@ def _timed(way: Move, source: int, target: int) -> float:
     return time.perf_counter() - begun
 
 
-def _plain(array: PageArray) -> Move:
+def _plain(addresses: _Addresses) -> Move:
     """One system call for all pages, its lists made beforehand: today's program."""
-    addresses = array.addresses
     status = np.empty(len(addresses), np.int32)
     targets: dict[int, np.ndarray[Any, np.dtype[np.int32]]] = {}
 
@@ -174,6 +179,19 @@ def _plain(array: PageArray) -> Move:
             raise PageferryError(-result, "move_pages failed")
         if result or (status != target).any():
             raise RuntimeError(f"move_pages left {result} pages behind")
+
+    return call
+
+
+def _side_by_side(addresses: _Addresses, crowd: ThreadPoolExecutor, threads: int) -> Move:
+    """One system call for each thread, on its share of the pages: what there is to be had."""
+    calls = [_plain(part) for part in np.array_split(addresses, threads)]
+
+    def call(source: int, target: int) -> None:
+        others = [crowd.submit(part, source, target) for part in calls[1:]]
+        calls[0](source, target)
+        for other in others:
+            other.result()
 
     return call
 
