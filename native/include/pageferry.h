@@ -236,6 +236,48 @@ PF_API int pf_locate_run(struct pf_locate *locate);
 PF_API int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
 				 const int32_t *nodes, int32_t *status, int32_t flags);
 
+/* ---- Pages on a chosen node ------------------------------------------------ */
+
+/*
+ * Have pages of start..start+bytes come from the node from now on, wherever it
+ * has room (MPOL_PREFERRED by mbind(2)). 0 or -errno; -EPERM: seccomp.
+ */
+PF_API int pf_prefer_node(uint64_t start, uint64_t bytes, int32_t node);
+
+enum { PF_POPULATE_HUGETLB = 1 };	/* the mapping is one of hugetlb pages */
+
+/*
+ * Populate private anonymous memory of the caller with pages of 1 << shift from
+ * the node, by several threads, and keep the policy of pf_prefer_node(). Pages
+ * above the base size are THPs (MADV_HUGEPAGE), at the base size MADV_NOHUGEPAGE
+ * keeps them so. Each page is asked for its node. The content stays.
+ *
+ * 0: all are there. 1: all are there, but nobody may say on which node (seccomp
+ * forbids move_pages). -ENOMEM: the node has no room, or not in pages of that
+ * size (seen on Linux 6.7 and later); some may be populated, elsewhere even: unmap
+ * them. Nothing is killed for it, except where a memory cgroup is at its limit.
+ */
+PF_API int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift,
+		       uint32_t flags, uint32_t threads, const int32_t *cpus);
+
+/* ---- Pool: pages populated ahead ---------------------------------------------- */
+
+/*
+ * Add bytes of pages of 1 << shift on the node to the warm pool, which engines
+ * copy into and give the old pages back to. As pf_populate(); after -errno
+ * nothing is left behind. The pool never holds more than is reserved, in at
+ * most 16384 pieces; what is given back beyond either is unmapped. A forked child
+ * starts with an empty pool.
+ */
+PF_API int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threads,
+			   const int32_t *cpus);
+
+/* Take bytes off the reservation. Returns the bytes unmapped, the rest is lent out. */
+PF_API int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes);
+
+/* What the pool holds now. */
+PF_API uint64_t pf_pool_bytes(int32_t node, uint32_t shift);
+
 /* cffi: end */
 
 #ifdef __cplusplus
