@@ -130,6 +130,67 @@ PF_API uint32_t pf_crew_size(void);
 /* End the idle helpers and wait until they are gone. */
 PF_API void pf_crew_stop(void);
 
+/* ---- Copy ------------------------------------------------------------------ */
+
+/*
+ * How bytes are copied. The vector methods store past the caches (SSE2, AVX2,
+ * AVX512, NEON), which is best for what is larger than they are.
+ */
+enum pf_copy_method {
+	PF_COPY_AUTO = 0,	/* by size */
+	PF_COPY_MEMCPY = 1,	/* the C library's */
+	PF_COPY_WORDS = 2,	/* 8 bytes at a time: any CPU */
+	PF_COPY_REP_MOVSB = 3,	/* x86 */
+	PF_COPY_SSE2 = 4,
+	PF_COPY_AVX2 = 5,
+	PF_COPY_AVX512 = 6,
+	PF_COPY_NEON = 7,	/* aarch64 */
+	PF_COPY_VSX = 8,	/* ppc64le */
+	PF_COPY_METHODS = 9,
+};
+
+/* The methods that this CPU and system can do: bits 1 << method, without AUTO. */
+PF_API uint32_t pf_copy_methods(void);
+
+/* Such as "avx512"; NULL for no method. */
+PF_API const char *pf_copy_name(uint32_t method);
+
+/*
+ * The method that `method` means for so many bytes: itself, or what AUTO comes
+ * to. -EINVAL: no method. -ENOTSUP: not on this CPU.
+ */
+PF_API int pf_copy_choose(uint64_t bytes, uint32_t method);
+
+/*
+ * Copy on the calling thread. Any length, any alignment; ranges that overlap
+ * are refused with -EINVAL before a byte is written. Returns 0.
+ *
+ * The source may be written, and the target read, meanwhile: a word of 8 bytes
+ * that is aligned in both arrives whole, as it was at some moment. WORDS
+ * promises that on every CPU; the others do it as CPUs access vectors line by
+ * line. Nothing is promised about which of several words is the later one.
+ *
+ * The stores are ordered before whatever the caller stores afterwards.
+ */
+PF_API int pf_copy_pages(void *dst, const void *src, uint64_t bytes, uint32_t method);
+
+/*
+ * The same by the crew: the caller and up to threads - 1 helpers, placed by
+ * cpus as pf_crew_run() has it, claim pieces of the range. With AUTO, fewer
+ * threads where the size is not work for so many. Returns the number of
+ * threads that took part, or -EINVAL or -ENOTSUP, and nothing was copied.
+ */
+PF_API int pf_copy_pages_mthread(void *dst, const void *src, uint64_t bytes, uint32_t threads,
+				 const int32_t *cpus, uint32_t method);
+
+/*
+ * The same for scattered pages: src[i] is copied to dst[i], page_size bytes
+ * each. No target may overlap a source; only a page's own is looked at.
+ */
+PF_API int pf_copy_page_lists(void *const *dst, const void *const *src, uint64_t pages,
+			      uint64_t page_size, uint32_t threads, const int32_t *cpus,
+			      uint32_t method);
+
 /* ---- Kernel engine: move_pages(2) from many threads ---------------------- */
 
 enum pf_blocking {

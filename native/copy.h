@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ways to copy, between the files of the copy core. */
+#ifndef PAGEFERRY_COPY_H
+#define PAGEFERRY_COPY_H
+
+#include <stdint.h>
+
+enum { PF_LINE = 64 };
+
+/*
+ * Copy whole lines: dst is a multiple of PF_LINE, bytes is one too, src is
+ * anywhere. When it returns, its stores are ordered before all later ones.
+ */
+typedef void pf_copy_lines(unsigned char *dst, const unsigned char *src, uint64_t bytes);
+
+/* The function of a method that is particular to a CPU; NULL when this one lacks it. */
+pf_copy_lines *pf_copy_arch(uint32_t method);
+
+/*
+ * Copying memory that others write meanwhile is what these functions are for:
+ * each word arrives as it was at some moment. The thread sanitizer would call
+ * that a race, and it is one, so it is told not to look here and only here.
+ */
+#define PF_RACY __attribute__((no_sanitize("thread")))
+
+#endif /* PAGEFERRY_COPY_H */
