@@ -5,14 +5,15 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml meson.build \
-	meson_options.txt VERSION README.md
+	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
-.PHONY: demo test test-host test-guest build setup lab lint format wheel clean help
+.PHONY: demo test test-host test-guest build setup lab lint format wheel man clean help
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
 	@echo "make test    all tests, on this machine and in lab guests"
 	@echo "make wheel   wheel and sdist in dist/"
+	@echo "make man     the manual page"
 	@echo "make format  ruff format and fix;  make lint: ruff and mypy"
 
 demo: build lab
@@ -43,6 +44,10 @@ lab: build
 
 wheel: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
+# What the build made from the command's own parser.
+man: build
+	@MANPATH=$(VENV)/share/man man pageferry
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -17,7 +17,7 @@ from . import console
 from .errors import NodeError, PageferryError, RangeError
 from .version import __version__
 
-COMMANDS = ("topology", "locate", "move", "bench", "doctor", "lab")
+COMMANDS = ("topology", "locate", "move", "bench", "doctor", "lab", "completion")
 
 
 def build_parser() -> argparse.ArgumentParser:

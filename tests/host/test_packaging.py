@@ -24,6 +24,8 @@ NEEDED = (
     "pageferry/lab/init.sh",
     "pageferry/bench/published-throughput.csv",
     "pageferry/commands/move.py",
+    f"pageferry-{VERSION}.data/data/share/man/man1/pageferry.1",
+    f"pageferry-{VERSION}.data/data/share/bash-completion/completions/pageferry.bash",
 )
 
 
