@@ -7,11 +7,14 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml meson.build \
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
-.PHONY: demo test test-host test-guest build setup lab lint format wheel man clean help
+.PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
+	man clean help
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
 	@echo "make test    all tests, on this machine and in lab guests"
+	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
+	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make man     the manual page"
 	@echo "make format  ruff format and fix;  make lint: ruff and mypy"
@@ -26,6 +29,13 @@ test-host: build lab
 
 test-guest: build lab
 	$(BIN)/python scripts/guest_tests.py
+
+# Both build what they run themselves, in build-* folders.
+test-arch:
+	scripts/test_arch
+
+test-sanitize: setup
+	scripts/test_sanitize
 
 build: setup $(VENV)/.installed
 

@@ -205,7 +205,7 @@ static void no_torn_words(void)
 
 	CHECK(!pthread_create(&thread, NULL, write_words, NULL));
 	for EACH_METHOD(m) {
-		time_t until = time(NULL) + 5;
+		time_t until = time(NULL) + 2;
 
 		/* Until the writer was seen at work often; a lone CPU shows that seldom. */
 		for (int round = 0, seen = 0; round < 4000 || seen < 1000; round++) {
