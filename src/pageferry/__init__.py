@@ -18,6 +18,7 @@ from .flags import MigrateMode
 from .locate import locate
 from .migrate import MoveInterrupted, move
 from .plan import Plan
+from .planning import plan_move
 from .report import Failure, MoveResult, Placement
 from .topology import Topology, topology
 from .version import __version__
@@ -40,5 +41,6 @@ __all__ = [
     "__version__",
     "locate",
     "move",
+    "plan_move",
     "topology",
 ]

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 
 from . import console
-from .errors import NodeError, PageferryError, RangeError
+from .errors import DescriptionError, NodeError, PageferryError, RangeError
 from .version import __version__
 
-COMMANDS = ("topology", "locate", "move", "bench", "doctor", "lab", "completion")
+COMMANDS = ("topology", "locate", "plan", "move", "bench", "doctor", "lab", "completion")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except (NodeError, RangeError) as error:
+    except (NodeError, RangeError, DescriptionError) as error:
         console.complain(str(error))
         return 2
     except PageferryError as error:

@@ -49,5 +49,9 @@ class NotPermittedError(PageferryError, PermissionError):
     """The kernel refuses the caller: another user's process, seccomp, or a cpuset."""
 
 
+class DescriptionError(PageferryError, ValueError):
+    """A saved plan or the description of a machine that makes no sense."""
+
+
 class UnsupportedError(PageferryError):
     """The running kernel lacks what the request needs."""

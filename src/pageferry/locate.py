@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .engine import locate_extents
 from .nodes import machine
-from .pages import BASE, HUGETLB, KINDS, THP, extents_bytes, extents_pages
+from .pages import BASE, HUGETLB, KINDS, THP, extents_by_size
 from .plan import make_plan
 from .refusal import explain_nothing, refusal
 from .report import STATUS, Placement
@@ -40,13 +41,13 @@ def locate(
     what = resolve(target, pid, partial)
     pages = Survey(what, method=survey, partial=partial)
     nodes: dict[int, dict[str, int]] = {}
+    counts: dict[int, Counter[int]] = {}
     tables: list[npt.NDArray[np.void]] = []
     unknown = 0
     seen = False
     for extents in pages.windows():
         seen = True
-        size = extents_bytes(extents)
-        plan = make_plan(machine(), -1, size, extents_pages(extents), threads=threads)
+        plan = make_plan(machine(), -1, extents_by_size(extents), threads=threads)
         for kind in (BASE, THP, HUGETLB):
             for shift in np.unique(extents["shift"][extents["kind"] == kind]):
                 chosen = extents[(extents["kind"] == kind) & (extents["shift"] == shift)]
@@ -59,6 +60,9 @@ def locate(
                 for node in np.flatnonzero(found[:, kind]):
                     sizes = nodes.setdefault(int(node), dict.fromkeys(KINDS, 0))
                     sizes[KINDS[kind]] += int(found[node, kind]) << int(shift)
+                    counts.setdefault(int(node), Counter())[1 << int(shift)] += int(
+                        found[node, kind]
+                    )
                 if table is not None:
                     tables.append(table)
     if not seen:
@@ -66,6 +70,7 @@ def locate(
     return Placement(
         pid=pid,
         nodes=dict(sorted(nodes.items())),
+        pages=dict(sorted(counts.items())),
         bytes_swapped=pages.bytes_swapped,
         bytes_zero=pages.bytes_zero,
         bytes_not_present=pages.bytes_absent,

@@ -16,9 +16,10 @@ from . import procfs
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError
 from .flags import MigrateMode
-from .nodes import check_node, check_sources, machine
-from .pages import extents_bytes, extents_pages
-from .plan import Plan, make_plan
+from .nodes import check_node, check_sources
+from .pages import extents_pages
+from .plan import Plan
+from .planning import Planning
 from .process import HeldProcess
 from .refusal import explain_nothing, refusal
 from .report import STATUS, MoveResult
@@ -53,6 +54,7 @@ def move(
     source: Iterable[int] | int | None = None,
     mode: MigrateMode = MigrateMode.SYNC,
     threads: int | str = "auto",
+    plan: Plan | None = None,
     partial: str = "touched",
     shared: bool = False,
     statuses: bool = False,
@@ -69,6 +71,9 @@ def move(
     - ``source``: move only pages that are now on this node, or these nodes.
     - ``mode``: how to treat busy pages, and ``ST`` or ``MT``; see ``MigrateMode``.
     - ``threads``: a number, or ``"auto"``.
+    - ``plan``: do it as this plan says (see ``plan_move``), instead of planning anew; ``threads``
+      and ``mode`` are the plan's then. CPUs that this process may not use any more are left out,
+      and ``MoveResult.plan`` says so. Raises ``ValueError`` for an impossible plan.
     - ``partial``: ``"touched"`` moves every page that the target has a byte in; ``"inside"``
       only pages that lie in it whole.
     - ``shared``: also move pages that other processes use too (MPOL_MF_MOVE_ALL; needs
@@ -90,49 +95,45 @@ def move(
         what = resolve(target, pid, partial)
         node = int(node) if isinstance(node, np.integer) else node
         check_node(node, pid)
+        sources = check_sources(source)
         run = KernelRun(
             what.pid,
             node,
             total=what.bytes,
             process=process,
-            sources=check_sources(source),
+            sources=sources,
             shared=shared,
             exact=exact or statuses,
             progress=progress,
             cancel=cancel,
         )
         # Refuses what makes no sense before anything is looked at.
-        plan = make_plan(machine(), node, 0, 0, threads=threads, mode=mode)
+        planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)
         pages = Survey(what, method=survey, partial=partial)
-        return _move(what, node, plan, run, pages, threads=threads, statuses=statuses)
+        return _move(what, node, planning, run, pages, statuses=statuses)
 
 
 def _move(
     what: Target,
     node: int,
-    plan: Plan,
+    planning: Planning,
     run: KernelRun,
     pages: Survey,
     *,
-    threads: int | str,
     statuses: bool,
 ) -> MoveResult:
     """Survey, plan and run window after window; verify; report."""
     before = procfs.migration_counters() if what.bytes >= _COUNTERS_BYTES else None
     begun = time.perf_counter()
     verified: Counter[int] = Counter()
-    planned = -1
+    seen = False
     interrupted = False
     ended_with = 0
     try:
         for extents in pages.windows():
-            size = extents_bytes(extents)
-            if size > planned:  # the largest window is what the plan is for
-                plan = make_plan(
-                    machine(), node, size, extents_pages(extents), threads=threads, mode=plan.mode
-                )
-                planned = size
-                run.follow(plan)
+            seen = True
+            if planning.follow(extents):
+                run.follow(planning.plan)
             run.look()
             code = run.run(extents, statuses=statuses)
             if code in (0, errno.ENOMEM) and run.bytes_moved:
@@ -147,7 +148,7 @@ def _move(
         ended_with = error.errno or errno.EIO
     seconds = time.perf_counter() - begun
     ended_with = run.error or ended_with
-    if planned < 0:
+    if not seen:
         explain_nothing(what)
     elif ended_with and not run.touched:
         raise refusal(ended_with, what, node)
@@ -156,7 +157,7 @@ def _move(
     result = MoveResult(
         node=node,
         pid=what.pid or None,
-        plan=plan,
+        plan=planning.whole(),
         seconds=seconds,
         bytes_not_present=0 if ended else pages.bytes_absent,
         bytes_swapped=pages.bytes_swapped,

@@ -30,3 +30,15 @@ def extents_bytes(extents: npt.NDArray[np.void]) -> int:
 def extents_pages(extents: npt.NDArray[np.void]) -> int:
     """Return how many pages ``extents`` have, each of its own size."""
     return int(extents["pages"].sum())
+
+
+def extents_by_size(extents: npt.NDArray[np.void]) -> dict[int, int]:
+    """Return how many pages of each size, in bytes, ``extents`` have."""
+    shifts = extents["shift"]
+    if len(shifts) < 16:  # numpy's own cost is more than a short loop
+        counts: dict[int, int] = {}
+        for shift, pages in zip(shifts.tolist(), extents["pages"].tolist(), strict=True):
+            counts[1 << shift] = counts.get(1 << shift, 0) + pages
+        return counts
+    sums = np.bincount(shifts, weights=extents["pages"])
+    return {1 << int(shift): int(sums[shift]) for shift in np.flatnonzero(sums)}

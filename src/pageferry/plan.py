@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
+from .calibration import Calibration, current
 from .flags import MigrateMode
+from .model import Prediction, best_threads, predict
+from .seats import Seats, seats_near
+from .strict import Fields, whole
 from .topology import Topology
 
 #: What one call of move_pages(2) should take: progress and Ctrl-C are looked at in between. The
@@ -17,10 +22,11 @@ from .topology import Topology
 CALL_MS = 200
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
 FIRST_BATCH_BYTES = 128 << 20
-#: Each call drains lists on every CPU, whatever it moves: less than this for a thread and
-#: sharing costs more than it brings.
-BYTES_PER_THREAD = 16 << 20
 MAX_THREADS = 1024
+ENGINES = ("kernel",)
+#: In which order pages are taken: ``address``, from the lowest address up.
+ORDERS = ("address",)
+_WHY_KERNEL = "kernel engine: move_pages(2) works for every kind of memory and any process"
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ class Plan:
 
     ``cpus`` has one CPU for each thread, the caller's included; empty means that threads run
     where the scheduler puts them. ``batch_bytes`` is the first size of a batch, in bytes, and
-    ``call_ms`` the time that one system call is kept to, in milliseconds.
+    ``call_ms`` the time that one system call is kept to, in milliseconds. ``expected_seconds``
+    and ``expected_gbps`` (10**9 bytes a second) are what the model expects if every page has to
+    move; 0 for a plan of nothing.
     """
 
     engine: str
@@ -39,55 +47,150 @@ class Plan:
     batch_bytes: int
     call_ms: int
     reasons: tuple[str, ...]
+    order: str = "address"
+    expected_seconds: float = 0.0
+    expected_gbps: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan for JSON."""
-        value = asdict(self)
-        value["mode"] = " | ".join(flag.name or "" for flag in self.mode)
-        return value
+        """Return the plan for JSON; ``from_dict`` reads it back."""
+        return {
+            "engine": self.engine,
+            "threads": self.threads,
+            "cpus": list(self.cpus),
+            "mode": " | ".join(flag.name or "" for flag in self.mode),
+            "batch_bytes": self.batch_bytes,
+            "call_ms": self.call_ms,
+            "order": self.order,
+            "expected_seconds": self.expected_seconds,
+            "expected_gbps": self.expected_gbps,
+            "reasons": list(self.reasons),
+        }
+
+    @classmethod
+    def from_dict(cls, value: object) -> Plan:
+        """Return the plan that ``as_dict`` made.
+
+        Raises ``ValueError`` that names the field for unknown fields, wrong types and impossible
+        values. Whether this machine has the CPUs is looked at when the plan is run.
+        """
+        fields = Fields(value)
+        threads = fields.integer("threads", 1, MAX_THREADS)
+        cpus = [whole(cpu, name, 0, (1 << 16) - 1) for name, cpu in fields.items("cpus", 1024)]
+        if cpus and len(cpus) != threads:
+            raise ValueError(f"cpus must be empty or have one CPU for each of {threads} threads")
+        reasons = []
+        for name, reason in fields.items("reasons", 100):
+            if not isinstance(reason, str) or len(reason) > 1000:
+                raise ValueError(f"{name} must be a text of at most 1000 characters")
+            reasons.append(reason)
+        plan = cls(
+            engine=fields.choice("engine", ENGINES),
+            threads=threads,
+            cpus=tuple(cpus),
+            mode=_mode(fields.text("mode")),
+            batch_bytes=fields.integer("batch_bytes", 1, 1 << 60),
+            call_ms=fields.integer("call_ms", 0, 3_600_000),
+            order=fields.choice("order", ORDERS),
+            expected_seconds=fields.number("expected_seconds", 0.0, 1e12),
+            expected_gbps=fields.number("expected_gbps", 0.0, 1e12),
+            reasons=tuple(reasons),
+        )
+        fields.end()
+        if MigrateMode.ST in plan.mode and threads > 1:
+            raise ValueError(f"mode is single-threaded (ST), but threads is {threads}")
+        return plan
+
+    def allowed(self, machine: Topology) -> Plan:
+        """Return this plan, or one that keeps to the CPUs that this process may use now.
+
+        CPUs that were taken away (affinity, cpuset, offline) are left out, and their threads
+        with them; if all were, the allowed ones are used. The reasons say so.
+        """
+        if not self.cpus:
+            return self
+        may = os.sched_getaffinity(0)
+        if may.issuperset(self.cpus):
+            return self
+        kept = tuple(cpu for cpu in self.cpus if cpu in may)
+        if not kept:
+            kept = seats_near(machine, may, None).cpus[: self.threads]
+        gone = _listed(tuple(dict.fromkeys(cpu for cpu in self.cpus if cpu not in may)))
+        why = f"{_threads(len(kept) or 1)}: the plan's CPUs {gone} may not be used now"
+        return replace(self, threads=len(kept) or 1, cpus=kept, reasons=(*self.reasons, why))
 
 
 def make_plan(
     machine: Topology,
     node: int,
-    size: int,
-    pages: int,
+    pages: Mapping[int, int],
     *,
     threads: int | str = "auto",
     mode: MigrateMode = MigrateMode.SYNC,
+    source: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Plan:
-    """Plan the move of ``pages`` pages, ``size`` bytes together, to ``node``.
+    """Plan the move of ``pages`` (page size in bytes to number of pages) to ``node``.
 
-    ``threads`` is a number, or ``"auto"``: one for each core that this process may use, target
-    node's first, but no more than there is work for. ``MigrateMode.ST`` makes it one. Raises
-    ``ValueError`` for other values.
+    ``threads`` is a number, or ``"auto"``: as many as the model expects to help, on CPUs that
+    this process may use, one for each core. ``MigrateMode.ST`` makes it one, ``MT`` at least two
+    where there are two cores and two pages. ``source`` is the node that the pages come from, where
+    it is known; ``calibration`` that of this machine by default. Raises ``ValueError`` for other
+    values.
+    """
+    mode, single, multi = check_request(threads, mode)
+    known = current() if calibration is None else calibration
+    count = sum(pages.values())
+    near = node if known.cpus_near == "target" or source is None else source
+    seats = seats_near(machine, os.sched_getaffinity(0), near)
+    link = known.link(source, node)
+    reasons = [_WHY_KERNEL]
+    if single:
+        number = 1
+        reasons.append("1 thread: single-threaded mode was asked for")
+    elif threads == "auto":
+        number, reason = _auto(known, seats, pages, count, link, multi)
+        reasons.append(reason)
+    else:
+        threads = int(threads)
+        number = min(threads, MAX_THREADS, max(count, 1))
+        limit = f", no more than there are pages ({count})" if number < threads else ""
+        reasons.append(f"{_threads(number)}: asked for{limit}")
+    cpus: tuple[int, ...] = ()
+    if number > 1 and seats.cpus:
+        cpus = tuple(seats.cpus[i % len(seats.cpus)] for i in range(number))
+        first = f"node {near}'s first, " if near >= 0 else ""
+        reasons.append(f"CPUs {_listed(cpus)}: allowed ones, {first}one per cache and core first")
+    expected = predict(known.costs, seats, pages, number, link_gbps=link)
+    if count > 1:
+        reasons.append(_held_up(expected))
+        if known.note:
+            reasons.append(known.note)
+    return Plan(
+        engine="kernel",
+        threads=number,
+        cpus=cpus,
+        mode=mode,
+        batch_bytes=FIRST_BATCH_BYTES,
+        call_ms=CALL_MS,
+        reasons=tuple(reasons),
+        expected_seconds=expected.seconds,
+        expected_gbps=expected.gbps,
+    )
+
+
+def check_request(threads: int | str, mode: int) -> tuple[MigrateMode, bool, bool]:
+    """Return the mode in full, and whether it asks for one and for several threads.
+
+    Raises ``ValueError`` and ``TypeError`` for threads and modes that make no sense.
     """
     if not isinstance(mode, int):
         raise TypeError(f"a mode is made of MigrateMode bits, not {mode!r}")
-    mode, single, multi = _understood(int(mode))
-    reasons = ["kernel engine: move_pages(2) works for every kind of memory and any process"]
-    if single:
-        count = 1
-        reasons.append("1 thread: single-threaded mode was asked for")
-    elif threads == "auto":
-        count, reason = _auto(machine, size, pages, multi)
-        reasons.append(reason)
-    elif isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1:
-        threads = int(threads)
-        count = min(threads, MAX_THREADS, max(pages, 1))
-        limit = f", no more than there are pages ({pages})" if count < threads else ""
-        reasons.append(f"{_threads(count)}: asked for{limit}")
-    else:
+    understood = _understood(int(mode))
+    if threads != "auto" and (
+        isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1
+    ):
         raise ValueError(f"threads must be 'auto' or a number from 1 up, not {threads!r}")
-    cpus: tuple[int, ...] = ()
-    order = machine.spread(os.sched_getaffinity(0), prefer_node=node) if count > 1 else ()
-    if order:
-        cpus = tuple(order[i % len(order)] for i in range(count))
-        reasons.append(
-            f"CPUs {', '.join(map(str, cpus[:16]))}{'…' if count > 16 else ''}: "
-            f"allowed ones, node {node}'s first, one per cache and core first"
-        )
-    return Plan("kernel", count, cpus, mode, FIRST_BATCH_BYTES, CALL_MS, tuple(reasons))
+    return understood
 
 
 @lru_cache(maxsize=64)
@@ -97,18 +200,60 @@ def _understood(mode: int) -> tuple[MigrateMode, bool, bool]:
     return checked, MigrateMode.ST in checked, MigrateMode.MT in checked
 
 
-def _auto(machine: Topology, size: int, pages: int, insist: bool) -> tuple[int, str]:
-    work = max(size // BYTES_PER_THREAD, 2 if insist else 1)
-    if pages <= 1 or work <= 1:
-        return 1, f"1 thread: {size} bytes are not work for more"
-    allowed = os.sched_getaffinity(0)
-    cores = sum(1 for core in machine.cores() if core & allowed) or 1
-    count = min(cores, work, pages)
-    if count == cores:
-        return count, f"{_threads(count)}: one for each core this process may use"
-    if count == pages:
-        return count, f"{_threads(count)}: one for each page"
-    return count, f"{_threads(count)}: {size} bytes are not work for more"
+def _auto(
+    known: Calibration,
+    seats: Seats,
+    pages: Mapping[int, int],
+    count: int,
+    link: float | None,
+    insist: bool,
+) -> tuple[int, str]:
+    if count <= 1:
+        return 1, "1 thread: one page is no work for more" if count else "1 thread: no pages"
+    number = best_threads(known.costs, seats, pages, link_gbps=link)
+    if insist and number == 1 and seats.cores > 1:
+        return 2, "2 threads: multi-threaded mode was asked for"
+    if number == seats.cores:
+        return number, f"{_threads(number)}: one for each core this process may use"
+    if number == count:
+        return number, f"{_threads(number)}: one for each page"
+    return number, f"{_threads(number)}: the model expects next to nothing of more"
+
+
+_HOLDS_UP = {
+    "fixed": "the fixed cost of calls and threads",
+    "bookkeeping": "the kernel's bookkeeping for each page",
+    "copy": "copying",
+    "link": "the link between the nodes",
+}
+
+
+def _held_up(expected: Prediction) -> str:
+    term = expected.dominant
+    share = expected.terms[term] / expected.seconds if expected.seconds else 0.0
+    return (
+        f"expected: {expected.seconds * 1e3:.3g} ms, {expected.gbps:.3g} GB/s, "
+        f"{share:.0%} of it {_HOLDS_UP[term]}"
+    )
+
+
+def _listed(cpus: tuple[int, ...]) -> str:
+    return ", ".join(map(str, cpus[:16])) + ("…" if len(cpus) > 16 else "")
+
+
+def _mode(text: str) -> MigrateMode:
+    bits = 0
+    for name in text.split("|"):
+        if name.strip() not in MigrateMode.__members__:
+            raise ValueError(f"mode: {name.strip()[:60]!r} is no bit of MigrateMode")
+        bits |= MigrateMode[name.strip()]
+    try:
+        mode = MigrateMode.check(bits)
+    except ValueError as error:
+        raise ValueError(f"mode: {error}") from None
+    if mode != bits:
+        raise ValueError(f"mode: {text!r} does not say how to block")
+    return mode
 
 
 def _threads(count: int) -> str:

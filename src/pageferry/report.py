@@ -144,10 +144,14 @@ class MoveResult:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the present pages of a target are: bytes by node and by kind of page."""
+    """Where the present pages of a target are: bytes by node and by kind of page.
+
+    ``pages`` counts by node and by size of page in bytes.
+    """
 
     pid: int | None
     nodes: Mapping[int, Mapping[str, int]]
+    pages: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     bytes_swapped: int = 0
     bytes_zero: int = 0
     bytes_not_present: int = 0

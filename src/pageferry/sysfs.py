@@ -69,3 +69,12 @@ def status(path: Path) -> dict[str, str]:
     """Return the fields of a ``/proc/PID/status`` file; {} if unreadable."""
     pairs = (line.partition(":") for line in (text(path) or "").splitlines())
     return {key: value.strip() for key, colon, value in pairs if colon}
+
+
+def cpu_model(root: Path = Path("/")) -> str:
+    """Return the name of the CPUs from ``/proc/cpuinfo``, ``"unknown"`` if it has none."""
+    for line in (text(root / "proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "cpu", "CPU part"):
+            return value.strip()[:200]
+    return "unknown"

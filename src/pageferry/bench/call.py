@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from .._native import ffi, lib
-from ..flags import MPOL_MF_MOVE
+from ..flags import MPOL_MF_MOVE, MigrateMode
 from ..migrate import move
+from ..pages import EXTENT, PAGE_SHIFT
+from ..planning import Planning
 from ..topology import topology
 from .machine import machine_facts
 
 EXPERIMENT = "call"
+#: A window of a fragmented gigabyte: as many extents of 64 base pages as make one.
+_EXTENTS = 4096
 
 
 def run_call(*, repeats: int = 1000) -> dict[str, Any]:
@@ -60,4 +64,20 @@ def run_call(*, repeats: int = 1000) -> dict[str, Any]:
         "above_us_quartiles": statistics.quantiles(
             [b - a for a, b in zip(raw, ours, strict=True)], n=4
         ),
+        "plan_page_us": _planning(1, 1, nodes[0], repeats),
+        "plan_gigabyte_us": _planning(_EXTENTS, 64, nodes[0], repeats),
     }
+
+
+def _planning(extents: int, pages: int, node: int, repeats: int) -> float:
+    """Return the median microseconds of planning a move, its survey not counted."""
+    window = np.zeros(extents, EXTENT)
+    window["pages"], window["shift"] = pages, PAGE_SHIFT
+    times = []
+    for _ in range(repeats + 10):
+        begun = time.perf_counter()
+        planning = Planning(node, None, threads="auto", mode=MigrateMode.SYNC, sources=None)
+        planning.follow(window)
+        planning.whole()
+        times.append((time.perf_counter() - begun) * 1e6)
+    return statistics.median(times[10:])

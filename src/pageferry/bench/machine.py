@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
-from .. import procfs
+from .. import procfs, sysfs
 from ..topology import topology
 from ..version import __version__
 
@@ -22,7 +21,7 @@ def machine_facts() -> dict[str, Any]:
         "pageferry": __version__,
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "cpu": _cpu_model(),
+        "cpu": sysfs.cpu_model(),
         "cpus": len(machine.allowed_cpus),
         "memory_nodes": list(machine.memory_nodes),
         "guest": accel is not None,
@@ -74,14 +73,3 @@ def describe(facts: dict[str, Any]) -> str:
         f"{where}Linux {facts['kernel']}, {facts['cpus']} CPUs ({facts['cpu']}), "
         f"{len(facts['memory_nodes'])} nodes, pageferry {facts['pageferry']}"
     )
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "cpu", "CPU part"):
-                return value.strip()
-    except OSError:
-        pass
-    return "unknown"

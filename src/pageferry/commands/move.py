@@ -13,17 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import console, engine
 from ..errors import errno_name
-from ..flags import MigrateMode, parse_nodes
-from ..locate import locate
+from ..flags import MigrateMode
 from ..migrate import MoveInterrupted, move
-from ..nodes import check_node
-from ..pages import PAGE_SIZE
-from ..plan import make_plan
 from ..report import MoveResult, page_hint
-from ..topology import topology
-from . import arguments
-
-_MODES = {"async": MigrateMode.ASYNC, "light": MigrateMode.SYNC_LIGHT, "sync": MigrateMode.SYNC}
+from . import arguments, plan
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -36,30 +29,24 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog="Ctrl-C ends the move between two batches and reports what moved; memory is "
         "whole at any time. Exit codes: 0 all moved, 1 something not moved, 2 usage, 130 Ctrl-C.",
     )
-    parser.add_argument("pid", type=arguments.process, metavar="PID")
-    parser.add_argument("--to", required=True, metavar="NODE", help="the node to move to")
-    parser.add_argument(
-        "--from", dest="source", metavar="NODES", help="only pages on these nodes: 0-3, !2, all"
-    )
-    arguments.add_range(parser)
-    parser.add_argument(
-        "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
-    )
-    parser.add_argument(
-        "--mode",
-        choices=tuple(_MODES),
-        default="sync",
-        help="busy pages: async gives up at once, light tries again for 4 ms a batch, sync "
-        "for 0.13 s (default)",
-    )
+    plan.add_request(parser)
     parser.add_argument(
         "--shared", action="store_true", help="also pages that other processes use (privileged)"
     )
     parser.add_argument(
         "--exact", action="store_true", help="count pages that are there already exactly"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, and how, and do nothing"
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done, and how, and do nothing: the same as pageferry plan",
+    )
+    either.add_argument(
+        "--plan",
+        metavar="FILE|-",
+        help="do it as this plan says, which pageferry plan --json printed; - reads it from "
+        "standard input",
     )
     arguments.add_json(parser)
     parser.set_defaults(run=run)
@@ -67,13 +54,19 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Move, with a progress bar on a terminal, and print the report."""
-    machine = topology()
-    node = arguments.one_node(args.to, machine)
-    source = None
-    if args.source is not None:
-        source = parse_nodes(args.source, machine.node_ids, machine.allowed_nodes)
     if args.dry_run:
-        return _dry_run(args, node, source)
+        return plan.run(args)
+    node = arguments.one_node(args.to)
+    source = plan.sources(args)
+    given = None if args.plan is None else plan.read_plan(args.plan)
+    if given is not None and args.threads not in ("auto", given.threads):
+        console.complain(
+            f"--threads {args.threads} contradicts the plan, which has {given.threads}"
+        )
+        return 2
+    if given is not None and plan.MODES[args.mode] not in (MigrateMode.SYNC, given.mode):
+        console.complain(f"--mode {args.mode} contradicts the plan, which has {given.mode!r}")
+        return 2
     interrupted = False
     try:
         with _bar() as bar:
@@ -92,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
                 node,
                 pid=args.pid,
                 source=source,
-                mode=_MODES[args.mode],
+                mode=plan.MODES[args.mode],
                 threads=args.threads,
+                plan=given,
                 partial=args.partial,
                 shared=args.shared,
                 exact=args.exact,
@@ -122,51 +116,6 @@ def _bar() -> Progress:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
-
-
-def _dry_run(args: argparse.Namespace, node: int, source: frozenset[int] | None) -> int:
-    placement = locate(args.addresses, pid=args.pid, partial=args.partial, threads=args.threads)
-    there = placement.on(node)
-    to_move = sum(
-        placement.on(at)
-        for at in placement.nodes
-        if at != node and (source is None or at in source)
-    )
-    machine = topology()
-    check_node(node, args.pid)
-    free = machine.free(node)
-    plan = make_plan(
-        machine,
-        node,
-        to_move,
-        max(to_move // PAGE_SIZE, 1),
-        threads=args.threads,
-        mode=_MODES[args.mode],
-    )
-    if args.json:
-        console.print_json(
-            {
-                "dry_run": True,
-                "pid": args.pid,
-                "node": node,
-                "bytes_to_move": to_move,
-                "bytes_already": there,
-                "bytes_free_on_node": free,
-                "placement": placement.as_dict(),
-                "plan": plan.as_dict(),
-            }
-        )
-        return 0
-    out = console.console()
-    out.print(
-        f"Would move {console.size(to_move)} of process {args.pid} to node {node}; "
-        f"{console.size(there)} are there already."
-    )
-    if to_move > free:
-        out.print(f"Node {node} has only {console.size(free)} free: the move would stop there.")
-    for reason in plan.reasons:
-        out.print(f"  {reason}")
-    return 0
 
 
 def show(result: MoveResult) -> None:

@@ -8,8 +8,9 @@ import stat
 from importlib import resources
 from pathlib import Path
 
+from ..cache import write_atomically
 from . import programs
-from .cache import cache_dir, write_atomically
+from .cache import cache_dir
 from .kernel import Kernel
 
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ..cache import write_atomically
 from . import programs
-from .cache import cache_dir, locked, write_atomically
+from .cache import cache_dir, locked
 from .conversation import Conversation
 from .errors import LabError
 from .kernel import Kernel, cached

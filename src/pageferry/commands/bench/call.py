@@ -37,4 +37,8 @@ def _run(args: argparse.Namespace) -> int:
         f"{figures['raw_us']:.1f} µs, move() {figures['move_us']:.1f} µs, "
         f"{figures['above_us']:.1f} µs above (median of {figures['repeats']}, alternated)"
     )
+    out.print(
+        f"Planning, of that: {figures['plan_page_us']:.1f} µs; for a window of a gigabyte in many "
+        f"pieces {figures['plan_gigabyte_us']:.1f} µs"
+    )
     return 0

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost model: how long a move takes, what holds it up, and how many threads are of use.
+
+By n threads, each of which moves whole pages by system calls of its own (engine ``kernel``)::
+
+    seconds      = fixed + together(bookkeeping + copy, link)
+
+    fixed        = calls(n) * call_us + handover(n)
+    bookkeeping  = sum over page sizes of pages * page_us(size) * contention(n) / cores(n)
+    copy         = bytes / sum over last-level caches of min(cache_gbps, cores in it * thread_gbps)
+    link         = bytes / link_gbps
+
+By one thread, of which only the copying is shared out to n (engines ``split`` and
+``split-batch``, the kernel patches of 2017, 2019 and 2025)::
+
+    seconds      = fixed + bookkeeping(1) + handovers * handover(n) + together(copy, link)
+
+with, in both::
+
+    cores(n)      = cores used + smt_gain * SMT siblings used
+    contention(n) = 1 + serial * (n - 1) + crosstalk * n * (n - 1)
+    handover(n)   = handover_us + handover_thread_us * (n - 1), or 0 for one thread
+    together(a, b) = (a**s + b**s)**(1/s), s = sharpness: the larger one when s is large
+
+``contention`` is Gunther's Universal Scalability Law ("Guerrilla Capacity Planning", 2007):
+``serial`` is the share of the bookkeeping that holds a lock others want, ``crosstalk`` what every
+pair of threads adds because cache lines travel between them. Times are microseconds where a name
+says so, else seconds; GB/s are 10**9 bytes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+from .seats import Seats
+from .strict import Fields
+
+#: Calls that each of several threads makes: shares shrink to 1/48 of its part (native/pages.c).
+CALLS_PER_THREAD = 8
+SMALLEST_CALL_BYTES = 2 << 20
+#: What a single thread moves by one call, about.
+CALL_BYTES = 128 << 20
+#: What the kernel copies in one go, in the batching patches.
+SPLIT_BATCH_BYTES = 2 << 20
+ENGINES = ("kernel", "split", "split-batch")
+TERMS = ("fixed", "bookkeeping", "copy", "link")
+#: Threads that together make the move less than this much faster are not taken.
+WORTH = 0.03
+#: Where a number of threads is that much worse than a smaller one, none above it is tried.
+_WORSE = 1.1
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What moving costs on a machine. The defaults are cautious guesses for a server of 2020.
+
+    ``call_us``: one ``move_pages(2)``, whatever it moves (it drains lists on every CPU).
+    ``page_us``: (page size in bytes, microseconds) for a page without its copying.
+    ``serial``, ``crosstalk``: lock contention, see the module. ``smt_gain``: what a second thread
+    on a core adds, as a share of a core; nothing, until it is measured. ``thread_gbps``: one
+    thread copying between the nodes. ``cache_gbps``: all threads behind one last-level cache
+    together. ``link_gbps``: all threads between two nodes. ``sharpness``: how suddenly the link
+    becomes full. ``handover_us`` and ``handover_thread_us``: giving work to other threads and
+    waiting for the last of them.
+    """
+
+    call_us: float = 500.0
+    page_us: tuple[tuple[int, float], ...] = ((4096, 1.0), (65536, 5.0), (2 << 20, 20.0))
+    serial: float = 0.03
+    crosstalk: float = 0.0005
+    smt_gain: float = 0.0
+    thread_gbps: float = 8.0
+    cache_gbps: float = 25.0
+    link_gbps: float = 30.0
+    sharpness: float = 2.0
+    handover_us: float = 30.0
+    handover_thread_us: float = 5.0
+
+    def page(self, size: int) -> float:
+        """Return the microseconds of bookkeeping for a page of ``size`` bytes.
+
+        Between the sizes that are known it grows with the size, as page-table entries do.
+        """
+        below = self.page_us[0]
+        for known in self.page_us:
+            if known[0] >= size:
+                if known[0] == size or known is below:
+                    return known[1]
+                share = (size - below[0]) / (known[0] - below[0])
+                return below[1] + share * (known[1] - below[1])
+            below = known
+        return below[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the costs as JSON and TOML can hold them."""
+        value: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        value["page_us"] = {str(size): us for size, us in self.page_us}
+        return value
+
+    @classmethod
+    def from_fields(cls, table: Fields, default: Costs | None = None) -> Costs:
+        """Read costs; what is missing is taken from ``default``, if there is one.
+
+        Raises ``ValueError`` that names the field for anything impossible.
+        """
+        values: dict[str, Any] = {}
+        for name, (low, high) in BOUNDS.items():
+            values[name] = table.number(
+                name, low, high, **({} if default is None else {"default": getattr(default, name)})
+            )
+        known = {} if default is None else {str(size): us for size, us in default.page_us}
+        pages = table.table("page_us", **({} if default is None else {"default": known}))
+        page_us: list[tuple[int, float]] = []
+        for key in pages.keys():  # noqa: SIM118
+            size = int(key) if key.isdecimal() and len(key) < 14 else 0
+            if size < 4096 or size > 1 << 40 or size & (size - 1):
+                raise ValueError(
+                    f"{pages.name(key)}: a page size is a power of two from 4096 bytes up"
+                )
+            page_us.append((size, pages.number(key, 0.0, 1e9)))
+        if not page_us:
+            raise ValueError(f"{pages.name('')} needs at least one page size")
+        if len(page_us) > len({size for size, _ in page_us}):
+            raise ValueError(f"{pages.name('')} has a page size twice")
+        table.end()
+        return cls(page_us=tuple(sorted(page_us)), **values)
+
+
+#: What is possible, by field of ``Costs``.
+BOUNDS = {
+    "call_us": (0.0, 1e7),
+    "serial": (0.0, 1.0),
+    "crosstalk": (0.0, 1.0),
+    "smt_gain": (0.0, 1.0),
+    "thread_gbps": (1e-3, 1e4),
+    "cache_gbps": (1e-3, 1e6),
+    "link_gbps": (1e-3, 1e6),
+    "sharpness": (1.0, 20.0),
+    "handover_us": (0.0, 1e7),
+    "handover_thread_us": (0.0, 1e7),
+}
+
+
+DEFAULT_COSTS = Costs()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How long a move takes: ``seconds``, and of these the seconds of each term."""
+
+    bytes: int
+    threads: int
+    seconds: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def gbps(self) -> float:
+        """Throughput in GB/s."""
+        return self.bytes / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def dominant(self) -> str:
+        """The term with the largest share."""
+        return max(TERMS, key=lambda term: self.terms.get(term, 0.0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the prediction for JSON."""
+        return {
+            "bytes": self.bytes,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "gbps": self.gbps,
+            "terms": dict(self.terms),
+            "dominant": self.dominant,
+        }
+
+
+def predict(
+    costs: Costs,
+    seats: Seats,
+    pages: Mapping[int, int],
+    threads: int,
+    *,
+    link_gbps: float | None = None,
+    engine: str = "kernel",
+    handovers: int | None = None,
+) -> Prediction:
+    """Predict the move of ``pages`` (page size in bytes to number) by ``threads`` on ``seats``.
+
+    ``link_gbps`` is that of the two nodes, where it is known. ``handovers``, for the engines that
+    split the copying: how often work is handed to the threads; once for a page by default, or once
+    for 2 MiB with ``split-batch``. More threads than seats gain nothing. Raises ``ValueError``
+    for fewer than one thread, and for an engine that there is not.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be a number from 1 up, not {threads}")
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    size = sum(page_size * count for page_size, count in pages.items())
+    count = sum(pages.values())
+    threads = min(threads, max(count, 1)) if engine == "kernel" else threads
+    if not count:
+        return Prediction(0, threads, 0.0, dict.fromkeys(TERMS, 0.0))
+    book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
+    cores, copying = _scaling(costs, seats)
+    seat = min(threads, len(cores)) - 1
+    link = size / (link_gbps or costs.link_gbps) / 1e9
+    copy = size / copying[seat]
+    if engine == "kernel":
+        fixed = _fixed(costs, size, threads)
+        book *= _contention(costs, threads) / cores[seat]
+        wait = max(_together(costs, book + copy, link) - book - copy, 0.0)
+    else:
+        if handovers is None:
+            handovers = count if engine == "split" else max(size // SPLIT_BATCH_BYTES, 1)
+        fixed = (costs.call_us + handovers * _handover(costs, threads)) / 1e6
+        wait = max(_together(costs, copy, link) - copy, 0.0)
+    terms = {"fixed": fixed, "bookkeeping": book, "copy": copy, "link": wait}
+    return Prediction(size, threads, sum(terms.values()), terms)
+
+
+def best_threads(
+    costs: Costs,
+    seats: Seats,
+    pages: Mapping[int, int],
+    *,
+    most: int | None = None,
+    link_gbps: float | None = None,
+) -> int:
+    """Return the number of threads for the kernel engine: no more than help.
+
+    Of 1 to ``most`` (the seats, by default), the smallest number that is within ``WORTH`` of the
+    fastest. Fast enough to be asked before every move.
+    """
+    size = sum(page_size * count for page_size, count in pages.items())
+    count = sum(pages.values())
+    limit = min(most or len(seats.cpus), len(seats.cpus), count)
+    if limit <= 1:
+        return 1
+    book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
+    cores, copying = _scaling(costs, seats)
+    link = size / (link_gbps or costs.link_gbps) / 1e9
+    times: list[tuple[int, float]] = []
+    fastest = float("inf")
+    n = 1
+    while n <= limit:
+        busy = book * _contention(costs, n) / cores[n - 1] + size / copying[n - 1]
+        seconds = _fixed(costs, size, n) + _together(costs, busy, link)
+        if n > 8 and seconds > fastest * _WORSE:
+            break  # contention wins from here on
+        times.append((n, seconds))
+        fastest = min(fastest, seconds)
+        # Every number up to 6, then steps of a third; all cores, and all seats, are among them.
+        step = n + max(n // 3, 1)
+        n = next((stop for stop in (seats.cores, limit) if n < stop < step), step)
+    enough = fastest * (1 + WORTH)
+    return next(n for n, seconds in times if seconds <= enough)
+
+
+def _fixed(costs: Costs, size: int, threads: int) -> float:
+    if threads == 1:
+        calls = max(size / CALL_BYTES, 1.0)
+    else:
+        calls = max(min(size / threads / SMALLEST_CALL_BYTES, CALLS_PER_THREAD), 1.0)
+    return (calls * costs.call_us + _handover(costs, threads)) / 1e6
+
+
+def _handover(costs: Costs, threads: int) -> float:
+    return costs.handover_us + costs.handover_thread_us * (threads - 1) if threads > 1 else 0.0
+
+
+def _contention(costs: Costs, threads: int) -> float:
+    others = threads - 1
+    return 1.0 + costs.serial * others + costs.crosstalk * threads * others
+
+
+def _together(costs: Costs, a: float, b: float) -> float:
+    # The larger one is taken out, so that no power overflows.
+    large, small = (a, b) if a > b else (b, a)
+    if not small:
+        return large
+    return float(large * (1.0 + (small / large) ** costs.sharpness) ** (1.0 / costs.sharpness))
+
+
+@lru_cache(maxsize=64)
+def _scaling(costs: Costs, seats: Seats) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return, for 1, 2, 3 … threads, the cores they are worth and the bytes/s they copy."""
+    worth: list[float] = []
+    copying: list[float] = []
+    cores = 0.0
+    behind: dict[object, float] = {}
+    total = 0.0
+    for cache, sibling in zip(seats.caches, seats.siblings, strict=True):
+        share = costs.smt_gain if sibling else 1.0
+        cores += share
+        before = behind.get(cache, 0.0)
+        behind[cache] = before + share * costs.thread_gbps
+        total += min(behind[cache], costs.cache_gbps) - min(before, costs.cache_gbps)
+        worth.append(cores)
+        copying.append(total * 1e9)
+    return tuple(worth) or (1.0,), tuple(copying) or (costs.thread_gbps * 1e9,)

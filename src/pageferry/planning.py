@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planning: a plan before a move, and the plan of a move while its windows come in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .flags import MigrateMode
+from .locate import locate
+from .nodes import check_node, check_sources, machine
+from .pages import extents_by_size
+from .plan import Plan, check_request, make_plan
+from .report import Placement
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .target import Movable
+
+
+class Planning:
+    """The plan of one move: the given one, or one made for the largest window so far.
+
+    Raises ``ValueError`` and ``TypeError`` for what makes no sense before anything is looked at.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        given: Plan | None,
+        *,
+        threads: int | str,
+        mode: MigrateMode,
+        sources: frozenset[int] | None,
+    ) -> None:
+        self._node = node
+        self._threads = threads
+        self._source = next(iter(sources)) if sources is not None and len(sources) == 1 else None
+        self._given = given is not None
+        self._largest = -1
+        self._bytes = 0
+        self._seconds = 0.0
+        self._plan: Plan | None = None
+        self._mode = mode
+        if given is None:
+            check_request(threads, mode)
+        else:
+            self._plan = _checked(given, threads, mode).allowed(machine())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan to follow now; of nothing, when no window was seen."""
+        if self._plan is None:
+            self._plan = self._made({})
+        return self._plan
+
+    def _made(self, pages: Mapping[int, int]) -> Plan:
+        return make_plan(
+            machine(),
+            self._node,
+            pages,
+            threads=self._threads,
+            mode=self._mode,
+            source=self._source,
+        )
+
+    def follow(self, extents: npt.NDArray[np.void]) -> bool:
+        """Look at the next window; True when the plan is a new one that is to be followed."""
+        if self._given:
+            first, self._largest = self._largest < 0, 0
+            return first
+        pages = extents_by_size(extents)
+        size = sum(page * count for page, count in pages.items())
+        new = size > self._largest
+        if new:
+            self._largest = size
+            self._plan = self._made(pages)
+        self._bytes += size
+        self._seconds += self.plan.expected_seconds * (size / self._largest if size else 0.0)
+        return new
+
+    def whole(self) -> Plan:
+        """Return the plan with what is expected of all windows together."""
+        if self._bytes <= self._largest or not self._seconds:
+            return self.plan
+        gbps = self._bytes / self._seconds / 1e9
+        return replace(self.plan, expected_seconds=self._seconds, expected_gbps=gbps)
+
+
+def _checked(plan: Plan, threads: int | str, mode: MigrateMode) -> Plan:
+    """Return ``plan`` if it can be run, and nothing beside it says otherwise."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"a plan is a Plan (see plan_move), not {plan!r}")
+    if threads not in ("auto", plan.threads):
+        raise ValueError(
+            f"threads={threads!r} contradicts the plan, which has {plan.threads}; leave one out"
+        )
+    if mode not in (MigrateMode.SYNC, plan.mode):
+        raise ValueError(f"mode={mode!r} contradicts the plan, which has {plan.mode!r}")
+    return Plan.from_dict(plan.as_dict())
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a move would do: its plan, where the pages are now, and the bytes that would move."""
+
+    plan: Plan
+    placement: Placement
+    bytes_to_move: int
+    bytes_already: int
+
+
+def outlook(
+    target: Movable,
+    node: int,
+    *,
+    pid: int | None = None,
+    source: Iterable[int] | int | None = None,
+    mode: MigrateMode = MigrateMode.SYNC,
+    threads: int | str = "auto",
+    partial: str = "touched",
+    survey: str | None = None,
+) -> Outlook:
+    """Return what ``move`` with the same arguments would do. Moves nothing. Raises as ``move``."""
+    check_node(node, pid)
+    sources = check_sources(source)
+    placement = locate(target, pid=pid, partial=partial, survey=survey)
+    pages: Counter[int] = Counter()
+    size = 0
+    for at, sizes in placement.pages.items():
+        if at != node and (sources is None or at in sources):
+            pages.update(sizes)
+    size = sum(page * count for page, count in pages.items())
+    from_ = {at for at in placement.nodes if at != node and (sources is None or at in sources)}
+    plan = make_plan(
+        machine(),
+        node,
+        pages,
+        threads=threads,
+        mode=mode,
+        source=next(iter(from_)) if len(from_) == 1 else None,
+    )
+    return Outlook(plan, placement, size, placement.on(node))
+
+
+def plan_move(
+    target: Movable = None,
+    node: int = -1,
+    *,
+    pid: int | None = None,
+    source: Iterable[int] | int | None = None,
+    mode: MigrateMode = MigrateMode.SYNC,
+    threads: int | str = "auto",
+    partial: str = "touched",
+    survey: str | None = None,
+) -> Plan:
+    """Return the plan of the move that ``move`` with the same arguments would make.
+
+    It can be looked at, kept as JSON (``as_dict``, ``from_dict``) and run by ``move(plan=…)``.
+    Asks the kernel where every page is now, so that only pages that have to move are planned for.
+    Nothing moves. Raises what ``move`` raises.
+    """
+    return outlook(
+        target,
+        node,
+        pid=pid,
+        source=source,
+        mode=mode,
+        threads=threads,
+        partial=partial,
+        survey=survey,
+    ).plan
