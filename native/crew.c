@@ -5,47 +5,29 @@
  * so a starved helper costs the caller nothing.
  */
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "pageferry.h"
+#include "crew.h"
+#include "futex.h"
+#include "pages.h"
 
-enum { HELPER_STACK = 256 << 10 };
-
-/* One call of pf_crew_run(), on its caller's stack, guarded by crew.lock. */
-struct job {
-	void (*work)(void *arg, uint32_t worker);
-	void *arg;
-	pthread_cond_t done;
-	uint32_t running;
-};
-
-struct helper {
-	struct helper *next;	/* in crew.helpers, for as long as the thread lives */
-	pthread_t thread;
-	pthread_cond_t wake;
-	struct job *job;	/* assigned, not yet begun */
-	uint32_t worker;
-	int32_t cpu;		/* wanted, -1: anywhere */
-	int32_t pinned;		/* in force, -1: not pinned */
-	bool busy;
-	bool stop;
-};
+enum { LIFT_US = 500 };		/* that a caller waits for helpers before it lifts them */
 
 static struct {
 	pthread_mutex_t lock;
 	struct helper *helpers;
+	struct watch *watch;
 	uint32_t size;
 	uint32_t named;
+	uint32_t jobs;
 	cpu_set_t *anywhere;	/* affinity to go back to when not pinned */
 	size_t anywhere_size;
+	bool probed;
+	bool yields;
+	bool stuck;		/* lifting was refused, whatever the probe said */
+	uid_t probed_as;
 } crew = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
@@ -60,7 +42,10 @@ static void fork_parent(void)
 	pthread_mutex_unlock(&crew.lock);
 }
 
-/* The helpers do not exist in the child: forget them, their memory included. */
+/*
+ * The threads do not exist in the child: forget them, their memory included.
+ * When a job's poll has forked, its caller will look at its helpers once more.
+ */
 static void fork_child(void)
 {
 	struct helper *helper = crew.helpers;
@@ -68,71 +53,25 @@ static void fork_child(void)
 	while (helper) {
 		struct helper *next = helper->next;
 
-		free(helper);
+		if (helper->taken) {
+			helper->state = HELPER_DONE;
+			helper->lifted = 0;
+		} else {
+			free(helper);
+		}
 		helper = next;
 	}
+	free(crew.watch);
 	crew.helpers = NULL;
+	crew.watch = NULL;
 	crew.size = 0;
+	crew.jobs = 0;
 	pthread_mutex_init(&crew.lock, NULL);
 }
 
 static void register_fork(void)
 {
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
-}
-
-static void pin(struct helper *helper, int32_t cpu)
-{
-	cpu_set_t *set;
-	size_t size;
-
-	if (cpu == helper->pinned)
-		return;
-	if (cpu < 0) {
-		if (crew.anywhere)
-			sched_setaffinity(0, crew.anywhere_size, crew.anywhere);
-		helper->pinned = -1;
-		return;
-	}
-	set = CPU_ALLOC(cpu + 1);
-	if (!set)
-		return;
-	size = CPU_ALLOC_SIZE(cpu + 1);
-	CPU_ZERO_S(size, set);
-	CPU_SET_S(cpu, size, set);
-	/* A CPU that a cpuset took away meanwhile: run where the kernel lets us. */
-	if (!sched_setaffinity(0, size, set))
-		helper->pinned = cpu;
-	CPU_FREE(set);
-}
-
-static void *helper_main(void *arg)
-{
-	struct helper *self = arg;
-
-	pthread_mutex_lock(&crew.lock);
-	for (;;) {
-		struct job *job;
-
-		while (!self->job && !self->stop)
-			pthread_cond_wait(&self->wake, &crew.lock);
-		if (!self->job)
-			break;
-		job = self->job;
-		self->job = NULL;
-		job->running++;
-		pthread_mutex_unlock(&crew.lock);
-
-		pin(self, self->cpu);
-		job->work(job->arg, self->worker);
-
-		pthread_mutex_lock(&crew.lock);
-		self->busy = false;
-		if (!--job->running)
-			pthread_cond_signal(&job->done);
-	}
-	pthread_mutex_unlock(&crew.lock);
-	return NULL;
 }
 
 /* Remember what this process may use before any helper is pinned. */
@@ -153,61 +92,97 @@ static void remember_affinity(void)
 	}
 }
 
-/* Called with crew.lock held. NULL when the system has no thread to give. */
-static struct helper *helper_create(void)
-{
-	struct helper *helper = calloc(1, sizeof(*helper));
-	sigset_t all, before;
-	pthread_attr_t attr;
-	char name[16];
-	int error;
+/* ---- Under crew.lock ---------------------------------------------------------- */
 
+static bool works(struct helper *helper)
+{
+	return __atomic_load_n(&helper->state, __ATOMIC_ACQUIRE) == HELPER_WORKING;
+}
+
+static void lift(struct helper *helper, int policy)
+{
+	if (helper_lift(helper, policy))
+		return;
+	crew.stuck = true;
+	crew.probed = false;
+}
+
+static void look_after_helpers(void)
+{
+	struct helper *helper;
+
+	pthread_mutex_lock(&crew.lock);
+	for (helper = crew.helpers; helper; helper = helper->next)
+		if (helper->taken && helper->yields && works(helper) && watch_starved(helper))
+			lift(helper, helper->job->policy);
+	pthread_mutex_unlock(&crew.lock);
+}
+
+static void dismiss(struct helper *helper)
+{
+	struct helper **link = &crew.helpers;
+
+	while (*link != helper)
+		link = &(*link)->next;
+	*link = helper->next;
+	crew.size--;
+	helper_dismiss(helper);
+}
+
+/*
+ * Who may not lift a helper must not lower it either: at SCHED_IDLE it would be
+ * stuck, with all that it holds. Asked again when the user has changed, and
+ * then helpers of the other sort go.
+ */
+static void probe_yielding(void)
+{
+	struct helper *helper, *next;
+	uid_t user = geteuid();
+
+	if (crew.probed && crew.probed_as == user)
+		return;
+	if (crew.probed_as != user)
+		crew.stuck = false;
+	crew.yields = !crew.stuck && may_lift();
+	crew.probed = true;
+	crew.probed_as = user;
+	for (helper = crew.helpers; helper; helper = next) {
+		next = helper->next;
+		if (!helper->taken && helper->yields != crew.yields)
+			dismiss(helper);
+	}
+}
+
+static struct helper *idle_helper(void)
+{
+	struct helper *helper;
+
+	for (helper = crew.helpers; helper; helper = helper->next)
+		if (!helper->taken && helper->yields == crew.yields)
+			return helper;
+	if (crew.yields && !crew.watch)
+		crew.watch = watch_start(look_after_helpers);
+	if (crew.yields && !crew.watch)
+		crew.yields = false;	/* nobody would lift them */
+	helper = helper_create(++crew.named, crew.yields);
 	if (!helper)
 		return NULL;
-	helper->cpu = -1;
-	helper->pinned = -1;
-	pthread_cond_init(&helper->wake, NULL);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, HELPER_STACK);
-	/* The program's handlers must never run on a thread it does not know. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&helper->thread, &attr, helper_main, helper);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attr);
-	if (error) {
-		pthread_cond_destroy(&helper->wake);
-		free(helper);
-		return NULL;
-	}
-	snprintf(name, sizeof(name), "pageferry/%u", ++crew.named);
-	pthread_setname_np(helper->thread, name);
+	if (!helper->yields)
+		crew.yields = false;
 	helper->next = crew.helpers;
 	crew.helpers = helper;
 	crew.size++;
 	return helper;
 }
 
-static struct helper *helper_idle(void)
+static void jobs_change(uint32_t jobs)
 {
-	struct helper *helper;
-
-	for (helper = crew.helpers; helper; helper = helper->next)
-		if (!helper->busy && !helper->stop)
-			return helper;
-	return NULL;
+	if (crew.watch && !jobs != !crew.jobs)
+		watch_jobs(crew.watch, jobs > 0);
+	crew.jobs = jobs;
 }
 
-static void deadline_in(struct timespec *when, uint32_t us)
-{
-	clock_gettime(CLOCK_MONOTONIC, when);
-	when->tv_sec += us / 1000000;
-	when->tv_nsec += (long)(us % 1000000) * 1000;
-	if (when->tv_nsec >= 1000000000) {
-		when->tv_sec++;
-		when->tv_nsec -= 1000000000;
-	}
-}
+/* ---- Running a job -------------------------------------------------------------- */
 
 /* The CPU of helper number i when the caller sits on caller_cpu. */
 static int32_t helper_cpu(const int32_t *cpus, uint32_t threads, uint32_t i, int caller_cpu)
@@ -217,16 +192,115 @@ static int32_t helper_cpu(const int32_t *cpus, uint32_t threads, uint32_t i, int
 	return i < threads && cpus[i] == caller_cpu ? cpus[0] : cpus[i];
 }
 
+/* A helper that is lifted gets no more than a caller of the usual sort has. */
+static int policy_of_caller(void)
+{
+	int policy = sched_getscheduler(0) & ~SCHED_RESET_ON_FORK;
+
+	return policy == SCHED_IDLE || policy == SCHED_BATCH ? policy : SCHED_OTHER;
+}
+
+static struct helper *invite(struct job *job, uint32_t threads, const int32_t *cpus)
+{
+	struct helper *invited = NULL;
+	int caller_cpu = sched_getcpu();
+	uint32_t i;
+
+	pthread_mutex_lock(&crew.lock);
+	remember_affinity();
+	probe_yielding();
+	for (i = 1; i < threads; i++) {
+		struct helper *helper = idle_helper();
+
+		if (!helper)
+			break;
+		helper->taken = true;
+		helper->beside = invited;
+		invited = helper;
+		helper_pin(helper, helper_cpu(cpus, threads, i, caller_cpu), crew.anywhere,
+			   crew.anywhere_size);
+		helper_offer(helper, job, i);
+	}
+	if (invited)
+		jobs_change(crew.jobs + 1);
+	pthread_mutex_unlock(&crew.lock);
+	return invited;
+}
+
+static void give_up_helpers(struct helper *invited)
+{
+	struct helper *helper, *next;
+
+	pthread_mutex_lock(&crew.lock);
+	for (helper = invited; helper; helper = next) {
+		next = helper->beside;
+		helper->taken = false;
+		__atomic_store_n(&helper->state, HELPER_IDLE, __ATOMIC_RELEASE);
+		/* Not after the user has changed: then another thread takes its place. */
+		if (!helper_lower(helper)) {
+			crew.probed = false;
+			dismiss(helper);
+		}
+	}
+	if (invited && crew.jobs)
+		jobs_change(crew.jobs - 1);
+	pthread_mutex_unlock(&crew.lock);
+}
+
+static void lift_all(struct helper *invited, int policy)
+{
+	pthread_mutex_lock(&crew.lock);
+	for (struct helper *helper = invited; helper; helper = helper->beside)
+		if (works(helper))
+			lift(helper, policy);
+	pthread_mutex_unlock(&crew.lock);
+}
+
+struct waiting {
+	struct job *job;
+	struct helper *invited;
+	int (*poll)(void *arg);
+	void *poll_arg;
+	uint32_t poll_us;	/* 0: never */
+	uint64_t poll_at;
+	uint64_t lift_at;	/* 0: has been done */
+};
+
+static void wait_for(struct waiting *waiting, struct helper *helper)
+{
+	while (works(helper)) {
+		uint64_t now = now_us();
+		uint64_t until = 0;
+
+		if (waiting->lift_at && now >= waiting->lift_at) {
+			lift_all(waiting->invited, waiting->job->policy);
+			waiting->lift_at = 0;
+		}
+		if (waiting->poll_us && now >= waiting->poll_at) {
+			waiting->poll(waiting->poll_arg);
+			now = now_us();
+			waiting->poll_at = now + waiting->poll_us;
+		}
+		if (waiting->poll_us)
+			until = waiting->poll_at;
+		if (waiting->lift_at && (!until || waiting->lift_at < until))
+			until = waiting->lift_at;
+		if (until && until <= now)
+			continue;
+		futex_wait(&helper->state, HELPER_WORKING, until ? until - now : 0);
+	}
+}
+
 int pf_crew_run(uint32_t threads, const int32_t *cpus,
 		void (*work)(void *arg, uint32_t worker), void *arg,
 		int (*poll)(void *arg), void *poll_arg, uint32_t poll_us)
 {
 	struct job job = { .work = work, .arg = arg };
-	uint32_t assigned = 0;
+	struct waiting waiting = {
+		.job = &job, .poll = poll, .poll_arg = poll_arg, .poll_us = poll ? poll_us : 0,
+	};
 	struct helper *helper;
-	pthread_condattr_t attr;
-	int caller_cpu;
-	uint32_t i;
+	int workers = 1;
 
 	if (!threads || threads > PF_MAX_THREADS)
 		return -EINVAL;
@@ -235,57 +309,22 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 		return 1;
 	}
 	pthread_once(&fork_once, register_fork);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&job.done, &attr);
-	pthread_condattr_destroy(&attr);
-	caller_cpu = sched_getcpu();
-
-	pthread_mutex_lock(&crew.lock);
-	remember_affinity();
-	for (i = 1; i < threads; i++) {
-		helper = helper_idle();
-		if (!helper)
-			helper = helper_create();
-		if (!helper)
-			break;
-		helper->busy = true;
-		helper->job = &job;
-		helper->worker = i;
-		helper->cpu = helper_cpu(cpus, threads, i, caller_cpu);
-		pthread_cond_signal(&helper->wake);
-		assigned++;
-	}
-	pthread_mutex_unlock(&crew.lock);
+	job.policy = policy_of_caller();
+	waiting.invited = invite(&job, threads, cpus);
 
 	work(arg, 0);
 
-	pthread_mutex_lock(&crew.lock);
-	for (helper = crew.helpers; helper; helper = helper->next) {
-		if (helper->job != &job)
-			continue;
-		helper->job = NULL;
-		helper->busy = false;
-		assigned--;
-	}
-	while (job.running) {
-		struct timespec until;
-
-		if (!poll || !poll_us) {
-			pthread_cond_wait(&job.done, &crew.lock);
-			continue;
-		}
-		deadline_in(&until, poll_us);
-		if (pthread_cond_timedwait(&job.done, &crew.lock, &until) != ETIMEDOUT)
-			continue;
-		pthread_mutex_unlock(&crew.lock);
-		poll(poll_arg);
-		pthread_mutex_lock(&crew.lock);
-	}
-	pthread_mutex_unlock(&crew.lock);
-	pthread_cond_destroy(&job.done);
-	return (int)assigned + 1;
+	waiting.lift_at = now_us() + LIFT_US;
+	waiting.poll_at = now_us() + poll_us;
+	for (helper = waiting.invited; helper; helper = helper->beside)
+		workers += !helper_take_back(helper);
+	for (helper = waiting.invited; helper; helper = helper->beside)
+		wait_for(&waiting, helper);
+	give_up_helpers(waiting.invited);
+	return workers;
 }
+
+/* ---- The crew as a whole ---------------------------------------------------------- */
 
 uint32_t pf_crew_size(void)
 {
@@ -297,33 +336,47 @@ uint32_t pf_crew_size(void)
 	return size;
 }
 
+int pf_crew_yields(void)
+{
+	bool yields;
+
+	pthread_mutex_lock(&crew.lock);
+	probe_yielding();
+	yields = crew.yields;
+	pthread_mutex_unlock(&crew.lock);
+	return yields;
+}
+
 __attribute__((destructor)) void pf_crew_stop(void)
 {
 	struct helper **link = &crew.helpers;
 	struct helper *ended = NULL;
+	struct watch *watch = NULL;
 
 	pthread_mutex_lock(&crew.lock);
 	while (*link) {
 		struct helper *helper = *link;
 
-		if (helper->busy) {	/* another thread's call is under way */
+		if (helper->taken) {	/* another thread's call is under way */
 			link = &helper->next;
 			continue;
 		}
-		helper->stop = true;
-		pthread_cond_signal(&helper->wake);
 		*link = helper->next;
 		helper->next = ended;
 		ended = helper;
 		crew.size--;
+	}
+	if (!crew.helpers) {
+		watch = crew.watch;
+		crew.watch = NULL;
 	}
 	pthread_mutex_unlock(&crew.lock);
 	while (ended) {
 		struct helper *helper = ended;
 
 		ended = helper->next;
-		pthread_join(helper->thread, NULL);
-		pthread_cond_destroy(&helper->wake);
-		free(helper);
+		helper_end(helper);
 	}
+	if (watch)
+		watch_stop(watch);
 }

@@ -3,10 +3,8 @@
  * The kernel engine: move_pages(2) on batches of a page list, from many threads.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "kernel_engine.h"
 
@@ -17,11 +15,7 @@ enum {
 	LIGHT_PAUSES = 4,	/* 0.25 to 2 ms: 3.75 ms for a batch at most */
 	SYNC_PAUSES = 9,	/* 0.25 to 64 ms: 128 ms for a batch at most */
 	FULL_RETRY_US = 10000,
-	PATIENCE = 8,		/* batches whose pauses were in vain before we stop pausing */
 };
-
-#define BATCH_BYTES_MIN (2u << 20)
-#define BATCH_BYTES_MAX (256u << 20)
 
 bool move_stopped(const struct pf_move *move)
 {
@@ -37,7 +31,7 @@ void move_stop(struct pf_move *move, int error)
 				    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
-static int poll_now(void *arg)
+int poll_now(void *arg)
 {
 	struct moving *moving = arg;
 	struct pf_move *move = moving->move;
@@ -50,7 +44,7 @@ static int poll_now(void *arg)
 	return 0;
 }
 
-static void poll_if_due(struct moving *moving, uint32_t worker)
+void poll_if_due(struct moving *moving, uint32_t worker)
 {
 	struct pf_move *move = moving->move;
 
@@ -103,8 +97,7 @@ static void want(struct pending *pending, const struct batch *batch, uint64_t sl
 	pending->count++;
 }
 
-/* Count what needs no move; the rest becomes pending. 0 or -errno. */
-static int sort_out(struct moving *moving, struct batch *batch, struct pending *pending)
+int sort_out(struct moving *moving, struct batch *batch, struct pending *pending)
 {
 	struct pf_move *move = moving->move;
 	uint64_t i;
@@ -263,8 +256,8 @@ static void note_torn(const struct batch *batch, struct pending *pending)
 			pending->torn[pending->slot[i]] = 1;
 }
 
-static void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
-			 uint32_t worker)
+void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
+		  uint32_t worker)
 {
 	struct pf_move *move = moving->move;
 	bool full = false, regrouped = false;
@@ -329,123 +322,4 @@ static void move_pending(struct moving *moving, struct batch *batch, struct pend
 		}
 		add(&move->progress.retried, tries == 1 ? pending->count : 0);
 	}
-}
-
-/* ---- Workers ------------------------------------------------------------------ */
-
-static int pending_alloc(struct pending *pending, uint64_t capacity)
-{
-	memset(pending, 0, sizeof(*pending));
-	pending->slot = malloc(capacity * sizeof(*pending->slot));
-	pending->address = malloc(capacity * sizeof(*pending->address));
-	pending->node = malloc(capacity * sizeof(*pending->node));
-	pending->status = malloc(capacity * sizeof(*pending->status));
-	pending->asked = malloc(capacity * sizeof(*pending->asked));
-	pending->busy = malloc(capacity);
-	pending->torn = malloc(capacity);
-	return pending->slot && pending->address && pending->node && pending->status &&
-	       pending->asked && pending->busy && pending->torn ? 0 : -ENOMEM;
-}
-
-static void pending_free(struct pending *pending)
-{
-	free(pending->slot);
-	free(pending->address);
-	free(pending->node);
-	free(pending->status);
-	free(pending->asked);
-	free(pending->busy);
-	free(pending->torn);
-}
-
-static void skip_batch(struct moving *moving, const struct batch *batch)
-{
-	uint64_t i;
-
-	for (i = 0; i < batch->count; i++)
-		count_skipped(moving, batch, i);
-}
-
-static void move_work(void *arg, uint32_t worker)
-{
-	struct moving *moving = arg;
-	struct pf_move *move = moving->move;
-	uint64_t capacity = batch_capacity(extents_pages(move->extents, move->n_extents),
-					   moving->cursor.workers);
-	struct pending pending;
-	struct batch batch;
-
-	if (batch_alloc(&batch, capacity)) {
-		if (worker == 0)	/* the others can do without this one */
-			move_stop(move, ENOBUFS);
-		return;
-	}
-	if (pending_alloc(&pending, capacity)) {
-		if (worker == 0)
-			move_stop(move, ENOBUFS);
-		goto out;
-	}
-	while (!move_stopped(move)) {
-		uint64_t bytes = __atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED);
-		int error;
-
-		if (!cursor_claim(&moving->cursor, &batch, bytes))
-			break;
-		error = sort_out(moving, &batch, &pending);
-		if (error) {
-			move_stop(move, -error);
-			skip_batch(moving, &batch);
-			break;
-		}
-		move_pending(moving, &batch, &pending, worker);
-		poll_if_due(moving, worker);
-	}
-out:
-	pending_free(&pending);
-	batch_free(&batch);
-}
-
-/* What nobody took, because of a cancel or a refusal. */
-static void count_rest(struct moving *moving)
-{
-	struct pf_move *move = moving->move;
-	uint64_t first = moving->cursor.index;
-	uint64_t pages, bytes, i;
-
-	cursor_drain(&moving->cursor, &pages, &bytes);
-	move->progress.pages_skipped += pages;
-	move->progress.bytes_skipped += bytes;
-	for (i = 0; move->statuses && i < pages; i++)
-		move->statuses[first + i] = PF_STATUS_UNKNOWN;
-}
-
-int pf_move_run(struct pf_move *move)
-{
-	uint64_t pages = extents_pages(move->extents, move->n_extents);
-	struct moving moving = { .move = move, .patience = PATIENCE };
-	uint32_t threads = move->threads;
-	int workers;
-
-	if (!threads || threads > PF_MAX_THREADS || move->target < 0 ||
-	    (move->blocking != PF_ASYNC && move->blocking != PF_SYNC_LIGHT &&
-	     move->blocking != PF_SYNC))
-		return -EINVAL;
-	if (threads > pages)
-		threads = pages ? (uint32_t)pages : 1;
-	moving.base_shift = (uint32_t)__builtin_ctzl((unsigned long)sysconf(_SC_PAGESIZE));
-	moving.batch_bytes = move->batch_bytes ? move->batch_bytes : BATCH_BYTES_MIN;
-	moving.polled_us = now_us();
-	cursor_init(&moving.cursor, move->extents, move->n_extents, threads);
-	workers = pf_crew_run(threads, move->cpus, move_work, &moving,
-			      poll_now, &moving, move->poll_us);
-	if (workers > (int)move->workers)
-		move->workers = (uint32_t)workers;
-	count_rest(&moving);
-	move->batch_bytes = moving.batch_bytes;
-	cursor_destroy(&moving.cursor);
-	if (workers < 0)
-		return workers;
-	if (move->error)
-		return -move->error;
-	return move->cancel ? -ECANCELED : 0;
 }

@@ -1,14 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside the kernel engine: what its three files share. */
+/* Inside the kernel engine: what its files share. */
 #ifndef PAGEFERRY_KERNEL_ENGINE_H
 #define PAGEFERRY_KERNEL_ENGINE_H
 
 #include "pages.h"
 
+enum { PATIENCE = 8 };	/* batches whose pauses were in vain before we stop pausing */
+
+#define BATCH_BYTES_MIN (2u << 20)
+#define BATCH_BYTES_MAX (256u << 20)
+
 /* One pf_move_run() call. */
 struct moving {
 	struct pf_move *move;
 	struct cursor cursor;
+	uint64_t capacity;	/* pages in one worker's lists */
+	char *room;		/* for the lists of all */
+	uint64_t left;		/* workers that left before the end */
 	uint64_t batch_bytes;	/* adapted by all workers, last one wins */
 	uint64_t polled_us;	/* worker 0 only */
 	int32_t patience;
@@ -36,6 +44,17 @@ static inline void add(uint64_t *counter, uint64_t count)
 
 bool move_stopped(const struct pf_move *move);
 void move_stop(struct pf_move *move, int error);
+
+/* For worker 0, which may be in Python: progress, Ctrl-C. */
+int poll_now(void *arg);
+void poll_if_due(struct moving *moving, uint32_t worker);
+
+/* Count what needs no move; the rest becomes pending. 0 or -errno. */
+int sort_out(struct moving *moving, struct batch *batch, struct pending *pending);
+
+/* Move what is pending, with the retries that the mode allows, and count it. */
+void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
+		  uint32_t worker);
 
 /* ---- tally.c: every page of a batch passes through exactly one of these ---- */
 

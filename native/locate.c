@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Where pages are: the kernel asked by many threads, counted by node and size. */
 #include <errno.h>
+#include <stdlib.h>
 
+#include "crew.h"
 #include "pages.h"
 
 enum { QUERY_BYTES = 32 << 20 };
@@ -9,6 +11,8 @@ enum { QUERY_BYTES = 32 << 20 };
 struct locating {
 	struct pf_locate *locate;
 	struct cursor cursor;
+	uint64_t capacity;	/* of a worker's batch */
+	char *room;		/* for all of them */
 };
 
 static void add(uint64_t *counter, uint64_t count)
@@ -66,15 +70,11 @@ static void locate_work(void *arg, uint32_t worker)
 	struct pf_locate *locate = locating->locate;
 	struct batch batch;
 
-	if (batch_alloc(&batch, batch_capacity(BATCH_PAGES_MAX, locate->threads))) {
-		if (worker == 0)	/* the others can do without a helper */
-			__atomic_store_n(&locate->error, ENOBUFS, __ATOMIC_RELAXED);
-		return;
-	}
-	while (!__atomic_load_n(&locate->error, __ATOMIC_RELAXED) &&
+	batch_place(&batch, locating->room + worker * batch_room(locating->capacity),
+		    locating->capacity);
+	while (!__atomic_load_n(&locate->error, __ATOMIC_RELAXED) && crew_go_on() &&
 	       cursor_claim(&locating->cursor, &batch, QUERY_BYTES))
 		locate_batch(locate, &batch);
-	batch_free(&batch);
 }
 
 int pf_locate_run(struct pf_locate *locate)
@@ -84,9 +84,17 @@ int pf_locate_run(struct pf_locate *locate)
 
 	if (!locate->threads || locate->threads > PF_MAX_THREADS)
 		return -EINVAL;
-	cursor_init(&locating.cursor, locate->extents, locate->n_extents, locate->threads);
+	if (cursor_init(&locating.cursor, locate->extents, locate->n_extents, locate->threads))
+		return -ENOBUFS;
+	locating.capacity = batch_capacity(locating.cursor.pages, locate->threads);
+	locating.room = malloc(batch_room(locating.capacity) * locate->threads);
+	if (!locating.room) {
+		cursor_destroy(&locating.cursor);
+		return -ENOBUFS;
+	}
 	workers = pf_crew_run(locate->threads, locate->cpus, locate_work, &locating,
 			      NULL, NULL, 0);
+	free(locating.room);
 	cursor_destroy(&locating.cursor);
 	return workers < 0 ? workers : -locate->error;
 }

@@ -38,26 +38,74 @@ uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents)
 	return pages;
 }
 
-void cursor_init(struct cursor *cursor, const struct pf_extent *extents,
-		 uint64_t n_extents, uint32_t workers)
+int cursor_init(struct cursor *cursor, const struct pf_extent *extents,
+		uint64_t n_extents, uint32_t workers)
 {
 	uint64_t i;
 
 	memset(cursor, 0, sizeof(*cursor));
-	pthread_mutex_init(&cursor->lock, NULL);
 	cursor->extents = extents;
 	cursor->n_extents = n_extents;
 	cursor->workers = workers;
-	for (i = 0; i < n_extents; i++)
-		cursor->bytes_left += extents[i].pages << extents[i].shift;
-	cursor->smallest = cursor->bytes_left / (SMALLEST_SHARE * (uint64_t)workers);
+	cursor->pages_before = cursor->small;
+	if (n_extents > 1)
+		cursor->pages_before = malloc(2 * n_extents * sizeof(*cursor->pages_before));
+	if (!cursor->pages_before)
+		return -ENOMEM;
+	cursor->bytes_before = cursor->pages_before + (n_extents ? n_extents : 1);
+	for (i = 0; i < n_extents; i++) {
+		cursor->pages_before[i] = cursor->pages;
+		cursor->bytes_before[i] = cursor->bytes;
+		cursor->pages += extents[i].pages;
+		cursor->bytes += extents[i].pages << extents[i].shift;
+	}
+	cursor->smallest = cursor->bytes / (SMALLEST_SHARE * (uint64_t)workers);
 	if (cursor->smallest < SMALLEST_BYTES)
 		cursor->smallest = SMALLEST_BYTES;
+	return 0;
 }
 
 void cursor_destroy(struct cursor *cursor)
 {
-	pthread_mutex_destroy(&cursor->lock);
+	if (cursor->pages_before != cursor->small)
+		free(cursor->pages_before);
+}
+
+/* The last extent that begins at or before this page; not an empty one. */
+static uint64_t extent_of(const struct cursor *cursor, uint64_t page)
+{
+	uint64_t low = 0, high = cursor->n_extents;
+
+	while (high - low > 1) {
+		uint64_t middle = low + (high - low) / 2;
+
+		if (cursor->pages_before[middle] <= page)
+			low = middle;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static uint64_t bytes_left(const struct cursor *cursor, uint64_t at)
+{
+	uint64_t extent;
+
+	if (at >= cursor->pages)
+		return 0;
+	extent = extent_of(cursor, at);
+	return cursor->bytes - cursor->bytes_before[extent] -
+	       ((at - cursor->pages_before[extent]) << cursor->extents[extent].shift);
+}
+
+uint64_t cursor_left(const struct cursor *cursor)
+{
+	return bytes_left(cursor, __atomic_load_n(&cursor->next, __ATOMIC_RELAXED));
+}
+
+void cursor_leave(struct cursor *cursor)
+{
+	__atomic_fetch_sub(&cursor->workers, 1, __ATOMIC_RELAXED);
 }
 
 /* How many pages of one extent go into a batch that has room bytes left. */
@@ -84,88 +132,108 @@ static uint64_t take_from(const struct pf_extent *extent, uint64_t page, uint64_
 	return take;
 }
 
-bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want)
+/* Bytes for the next batch, of which left are to be dealt out. */
+static uint64_t fair_bytes(const struct cursor *cursor, uint64_t left, uint64_t limit)
 {
-	uint64_t limit = want;
+	uint32_t workers = __atomic_load_n(&cursor->workers, __ATOMIC_RELAXED);
+	uint64_t want = limit;
 	uint64_t share;
 
+	if (workers <= 1)
+		return want;
+	share = left / (2 * (uint64_t)workers);
+	if (want > share)
+		want = share;
+	if (want < cursor->smallest)
+		want = cursor->smallest;
+	return want < limit ? want : limit;	/* what fits into the time that a call may take */
+}
+
+/* How many pages from this one on are the next batch: at least one. */
+static uint64_t batch_pages(const struct cursor *cursor, uint64_t at, uint64_t want, uint64_t most)
+{
+	uint64_t extent = extent_of(cursor, at);
+	uint64_t page = at - cursor->pages_before[extent];
+	uint64_t count = 0, bytes = 0;
+
+	for (; extent < cursor->n_extents && count < most; extent++, page = 0) {
+		const struct pf_extent *from = &cursor->extents[extent];
+		uint64_t room = want > bytes ? want - bytes : 0;
+		uint64_t take = take_from(from, page, room, most - count);
+
+		if (!take && !count && from->pages)
+			take = 1;
+		count += take;
+		bytes += take << from->shift;
+		if (page + take < from->pages)
+			break;
+	}
+	return count;
+}
+
+static void fill(struct batch *batch, const struct cursor *cursor, uint64_t at, uint64_t count)
+{
+	uint64_t extent = extent_of(cursor, at);
+	uint64_t page = at - cursor->pages_before[extent];
+
+	batch->index = at;
 	batch->count = 0;
 	batch->bytes = 0;
-	pthread_mutex_lock(&cursor->lock);
-	if (cursor->workers > 1) {
-		share = cursor->bytes_left / (2 * (uint64_t)cursor->workers);
-		if (want > share)
-			want = share;
-		if (want < cursor->smallest)
-			want = cursor->smallest;
-		if (want > limit)
-			want = limit;	/* what fits into the time that a call may take */
-	}
-	batch->index = cursor->index;
-	while (cursor->extent < cursor->n_extents && batch->count < batch->capacity) {
-		const struct pf_extent *extent = &cursor->extents[cursor->extent];
-		uint64_t room = want > batch->bytes ? want - batch->bytes : 0;
-		uint64_t take = take_from(extent, cursor->page, room,
-					  batch->capacity - batch->count);
-		uint64_t first = extent->start + (cursor->page << extent->shift);
-		uint64_t i;
+	for (; batch->count < count; extent++, page = 0) {
+		const struct pf_extent *from = &cursor->extents[extent];
 
-		if (!take && !batch->count && extent->pages)
-			take = 1;
-		for (i = 0; i < take; i++) {
-			batch->address[batch->count] = first + (i << extent->shift);
-			batch->shift[batch->count] = (uint8_t)extent->shift;
-			batch->kind[batch->count] = (uint8_t)extent->kind;
+		for (; page < from->pages && batch->count < count; page++) {
+			batch->address[batch->count] = from->start + (page << from->shift);
+			batch->shift[batch->count] = (uint8_t)from->shift;
+			batch->kind[batch->count] = (uint8_t)from->kind;
+			batch->bytes += 1ull << from->shift;
 			batch->count++;
 		}
-		batch->bytes += take << extent->shift;
-		cursor->page += take;
-		if (cursor->page < extent->pages)
-			break;
-		cursor->extent++;
-		cursor->page = 0;
 	}
-	cursor->index += batch->count;
-	cursor->bytes_left -= batch->bytes;
-	pthread_mutex_unlock(&cursor->lock);
-	return batch->count > 0;
 }
 
-void cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes)
+bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t limit)
 {
-	uint64_t total = extents_pages(cursor->extents, cursor->n_extents);
+	uint64_t at = __atomic_load_n(&cursor->next, __ATOMIC_RELAXED);
+	uint64_t count, want;
 
-	pthread_mutex_lock(&cursor->lock);
-	*pages = total - cursor->index;
-	*bytes = cursor->bytes_left;
-	cursor->index = total;
-	cursor->bytes_left = 0;
-	cursor->extent = cursor->n_extents;
-	pthread_mutex_unlock(&cursor->lock);
+	do {
+		if (at >= cursor->pages)
+			return false;
+		want = fair_bytes(cursor, bytes_left(cursor, at), limit);
+		count = batch_pages(cursor, at, want, batch->capacity);
+	} while (!__atomic_compare_exchange_n(&cursor->next, &at, at + count, false,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	fill(batch, cursor, at, count);
+	return true;
 }
 
-int batch_alloc(struct batch *batch, uint64_t capacity)
+uint64_t cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes)
+{
+	uint64_t at = __atomic_exchange_n(&cursor->next, cursor->pages, __ATOMIC_RELAXED);
+
+	*pages = cursor->pages - at;
+	*bytes = bytes_left(cursor, at);
+	return at;
+}
+
+size_t batch_room(uint64_t capacity)
+{
+	struct batch *batch = NULL;
+	size_t page = sizeof(*batch->address) + sizeof(*batch->status) +
+		      sizeof(*batch->shift) + sizeof(*batch->kind);
+
+	return (capacity * page + 63) & ~(size_t)63;
+}
+
+void batch_place(struct batch *batch, void *room, uint64_t capacity)
 {
 	memset(batch, 0, sizeof(*batch));
 	batch->capacity = capacity;
-	batch->address = malloc(capacity * sizeof(*batch->address));
-	batch->status = malloc(capacity * sizeof(*batch->status));
-	batch->shift = malloc(capacity);
-	batch->kind = malloc(capacity);
-	if (!batch->address || !batch->status || !batch->shift || !batch->kind) {
-		batch_free(batch);
-		return -ENOMEM;
-	}
-	return 0;
-}
-
-void batch_free(struct batch *batch)
-{
-	free(batch->address);
-	free(batch->status);
-	free(batch->shift);
-	free(batch->kind);
-	memset(batch, 0, sizeof(*batch));
+	batch->address = room;
+	batch->status = (int32_t *)(batch->address + capacity);
+	batch->shift = (uint8_t *)(batch->status + capacity);
+	batch->kind = batch->shift + capacity;
 }
 
 static long raw_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,

@@ -6,7 +6,6 @@
 #ifndef PAGEFERRY_PAGES_H
 #define PAGEFERRY_PAGES_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,17 +20,21 @@ enum {
 	BATCH_BYTES_PAGE = 48,
 };
 
-/* Where the next batch begins. Shared by the workers. */
+/*
+ * Where the next batch begins. Shared by the workers, without a lock: one that
+ * is kept from its CPU must not keep the others from their work.
+ */
 struct cursor {
-	pthread_mutex_t lock;
 	const struct pf_extent *extents;
 	uint64_t n_extents;
-	uint64_t extent;	/* index of the extent the next batch begins in */
-	uint64_t page;		/* ... and the page in it */
-	uint64_t index;		/* pages dealt out so far */
-	uint64_t bytes_left;
+	uint64_t *pages_before;	/* those in earlier extents, for each extent */
+	uint64_t *bytes_before;
+	uint64_t small[2];	/* the same for a single extent */
+	uint64_t pages;
+	uint64_t bytes;
+	uint64_t next;		/* pages dealt out so far */
 	uint64_t smallest;	/* batch worth a call of its own, in bytes */
-	uint32_t workers;
+	uint32_t workers;	/* that still claim */
 };
 
 /* Pages dealt to one worker; the arrays have room for capacity entries. */
@@ -46,24 +49,35 @@ struct batch {
 	int32_t *status;
 };
 
-void cursor_init(struct cursor *cursor, const struct pf_extent *extents,
-		 uint64_t n_extents, uint32_t workers);
+/* 0 or -ENOMEM. */
+int cursor_init(struct cursor *cursor, const struct pf_extent *extents,
+		uint64_t n_extents, uint32_t workers);
 void cursor_destroy(struct cursor *cursor);
 
 /* Pages in all extents together. */
 uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents);
 
-/* Fill the batch with up to want bytes, at least one page. False: none left. */
-bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t want);
+/* Fill the batch with at most limit bytes, or one page. False: none left. */
+bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t limit);
 
-/* Take all that is left, without listing it: its pages and bytes. */
-void cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
+/* A worker claims no more, although there is more: the others' batches grow. */
+void cursor_leave(struct cursor *cursor);
+
+/* Bytes that nobody has claimed. */
+uint64_t cursor_left(const struct cursor *cursor);
+
+/* Take all that is left, without listing it: its first page's number, pages and bytes. */
+uint64_t cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
 
 /* How many pages one of so many workers lists at a time. */
 uint64_t batch_capacity(uint64_t pages, uint32_t workers);
 
-int batch_alloc(struct batch *batch, uint64_t capacity);
-void batch_free(struct batch *batch);
+/*
+ * The lists of a batch lie in memory that the caller of the crew gives all its
+ * workers: helpers allocate nothing, since that takes locks.
+ */
+size_t batch_room(uint64_t capacity);
+void batch_place(struct batch *batch, void *room, uint64_t capacity);
 
 /*
  * move_pages(2): what it returns, or -errno; -ESRCH also where the kernel says

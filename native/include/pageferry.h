@@ -119,12 +119,22 @@ PF_API int64_t pf_survey_next(struct pf_survey *survey, struct pf_extent *extent
  * calls, and gone after pf_crew_stop() or at exit. A forked child starts with
  * a crew of its own. Too few threads to be had is no error. Returns the number
  * of workers that took part.
+ *
+ * Helpers run at SCHED_IDLE, so that they take no time from anyone, where they
+ * can be lifted out of it (CAP_SYS_NICE or RLIMIT_NICE): the caller does that
+ * when it has waited 0.5 ms for them, and a thread that watches over them does
+ * it for one that gets no CPU in the middle of its work. Both engines' helpers
+ * leave a job once that was needed, or when they had to wait for their CPU for
+ * a quarter of the time. The time they use is this process's.
  */
 PF_API int pf_crew_run(uint32_t threads, const int32_t *cpus,
 		       void (*work)(void *arg, uint32_t worker), void *arg,
 		       int (*poll)(void *arg), void *poll_arg, uint32_t poll_us);
 
-/* Threads that exist now, busy or idle. */
+/* 1: helpers run at SCHED_IDLE. 0: like other threads, as nobody could lift them again. */
+PF_API int pf_crew_yields(void);
+
+/* Helpers that exist now, busy or idle. */
 PF_API uint32_t pf_crew_size(void);
 
 /* End the idle helpers and wait until they are gone. */
@@ -256,7 +266,7 @@ struct pf_move {
 	uint32_t cancel;		/* any thread may set it */
 	int32_t error;			/* errno that stopped the move, or 0 */
 	uint32_t workers;		/* most that took part */
-	uint32_t reserved;
+	uint32_t helpers_left;		/* that left before the end, as the CPUs were busy */
 	struct pf_progress progress;
 };
 

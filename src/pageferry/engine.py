@@ -206,6 +206,7 @@ class KernelRun:
             ),
             "exact": not p.pages_unsampled,
             "workers": int(self._c.workers),
+            "helpers_left": int(self._c.helpers_left),
             "calls": int(p.calls),
             "retried": int(p.retried),
             "longest_call_ms": p.longest_call_us / 1000,

@@ -124,7 +124,7 @@ def _move(
 ) -> MoveResult:
     """Survey, plan and run window after window; verify; report."""
     before = procfs.migration_counters() if what.bytes >= _COUNTERS_BYTES else None
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     verified: Counter[int] = Counter()
     seen = False
     interrupted = False
@@ -146,7 +146,7 @@ def _move(
         if not run.touched:
             raise
         ended_with = error.errno or errno.EIO
-    seconds = time.perf_counter() - begun
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
     ended_with = run.error or ended_with
     if not seen:
         explain_nothing(what)
@@ -159,6 +159,7 @@ def _move(
         pid=what.pid or None,
         plan=planning.whole(),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         bytes_not_present=0 if ended else pages.bytes_absent,
         bytes_swapped=pages.bytes_swapped,
         bytes_zero=pages.bytes_zero,

@@ -63,7 +63,9 @@ class MoveResult:
     errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
     tried, as the move ended early: ``stopped`` is the errno that ended it, or 0. ``exact`` is
     False when only a sample of the base pages was asked for its node beforehand, so that pages
-    which were on the target already may be counted as moved. ``verified`` maps nodes to pages of
+    which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
+    this process used meanwhile, all its threads together, and ``helpers_left`` how many threads of
+    the crew left early, as their CPUs were wanted by others. ``verified`` maps nodes to pages of
     a sample that was asked again after the move. ``counters`` is the change of the kernel's own
     counters, which are system-wide.
     """
@@ -91,6 +93,8 @@ class MoveResult:
     whole_process: bool = False
     exact: bool = True
     workers: int = 1
+    helpers_left: int = 0
+    cpu_seconds: float = 0.0
     calls: int = 0
     retried: int = 0
     longest_call_ms: float = 0.0

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -214,6 +215,207 @@ static void forks_meanwhile(void)
 	CHECK(atomic_load(&own) >= 2000);
 }
 
+/* ---- A busy machine ---- */
+
+static atomic_int spinning;
+static atomic_ulong turns;
+
+static void *spin(void *arg)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(*(int *)arg, &set);
+	CHECK(!sched_setaffinity(0, sizeof(set), &set));
+	while (atomic_load(&spinning))
+		atomic_fetch_add_explicit(&turns, 1, memory_order_relaxed);
+	return NULL;
+}
+
+/* A spinner for each CPU that we may use, up to 64, while what() runs. */
+static void on_a_busy_machine(void (*what)(void))
+{
+	pthread_t threads[64];
+	int numbers[64];
+	cpu_set_t allowed;
+	int n = 0;
+
+	CHECK(!sched_getaffinity(0, sizeof(allowed), &allowed));
+	atomic_store(&spinning, 1);
+	for (int cpu = 0; cpu < CPU_SETSIZE && n < 64; cpu++) {
+		if (!CPU_ISSET(cpu, &allowed))
+			continue;
+		numbers[n] = cpu;
+		CHECK(!pthread_create(&threads[n], NULL, spin, &numbers[n]));
+		n++;
+	}
+	what();
+	atomic_store(&spinning, 0);
+	while (n)
+		pthread_join(threads[--n], NULL);
+}
+
+/* Not for sure: the machine may be so busy that the helper gets no CPU at all. */
+static int all_two_have_begun(void)
+{
+	for (int i = 0; i < 2000 && atomic_load(&ran) < 2; i++)
+		sleep_ms(1);
+	return atomic_load(&ran) >= 2;
+}
+
+static void cpu_ms(long ms)
+{
+	struct timespec now, end;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+	end.tv_sec += (end.tv_nsec + ms * 1000000) / 1000000000;
+	end.tv_nsec = (end.tv_nsec + ms * 1000000) % 1000000000;
+	do
+		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	while (now.tv_sec < end.tv_sec ||
+	       (now.tv_sec == end.tv_sec && now.tv_nsec < end.tv_nsec));
+}
+
+static atomic_int helper_policy;
+static atomic_int helper_policy_later;
+
+static void note_policy(void *arg, uint32_t worker)
+{
+	(void)arg;
+	if (worker)
+		atomic_store(&helper_policy, sched_getscheduler(0));
+	atomic_fetch_add(&ran, 1);
+	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
+		sleep_ms(1);
+}
+
+static void helpers_yield_where_they_can_be_lifted(void)
+{
+	for (int i = 0; i < 3; i++) {
+		atomic_store(&ran, 0);
+		CHECK(pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) == 2);
+		CHECK(atomic_load(&helper_policy) ==
+		      (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER));
+	}
+}
+
+/* A helper that is in the middle of its work when the caller waits, and the CPUs are taken. */
+static void helper_has_work(void *arg, uint32_t worker)
+{
+	(void)arg;
+	atomic_fetch_add(&ran, 1);
+	if (!worker) {
+		all_two_have_begun();
+		return;
+	}
+	cpu_ms(5);
+	atomic_store(&helper_policy_later, sched_getscheduler(0));
+}
+
+static void a_helper_that_is_waited_for_is_lifted(void)
+{
+	for (int i = 0; i < 3; i++) {
+		atomic_store(&ran, 0);
+		if (pf_crew_run(2, NULL, helper_has_work, NULL, NULL, NULL, 0) == 2)
+			CHECK(atomic_load(&helper_policy_later) == SCHED_OTHER);
+	}
+}
+
+/* The caller itself waits in its work for what a helper does, as for a lock in the kernel. */
+static void caller_needs_helper(void *arg, uint32_t worker)
+{
+	(void)arg;
+	atomic_fetch_add(&ran, 1);
+	if (worker) {
+		while (sched_getscheduler(0) == SCHED_IDLE)
+			cpu_ms(1);
+		atomic_store(&gate, 1);
+		return;
+	}
+	if (!all_two_have_begun())
+		return;
+	for (int i = 0; i < 20000 && !atomic_load(&gate); i++)
+		sleep_ms(1);
+	CHECK(atomic_load(&gate));
+}
+
+static void a_starved_helper_is_lifted_while_the_caller_works(void)
+{
+	atomic_store(&ran, 0);
+	atomic_store(&gate, 0);
+	pf_crew_run(2, NULL, caller_needs_helper, NULL, NULL, NULL, 0);
+}
+
+static void busy_machine(void)
+{
+	/* Nobody may wait for a helper that did not begin; with luck one does. */
+	for (int i = 0; i < 20; i++) {
+		atomic_store(&ran, 0);
+		CHECK(pf_crew_run(4, NULL, nothing, &ran, NULL, NULL, 0) == atomic_load(&ran));
+	}
+	a_helper_that_is_waited_for_is_lifted();
+	a_starved_helper_is_lifted_while_the_caller_works();
+}
+
+static void uses_time(void *arg, uint32_t worker)
+{
+	(void)arg;
+	(void)worker;
+	atomic_fetch_add(&ran, 1);
+	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
+		sleep_ms(1);
+	cpu_ms(20);
+}
+
+static long process_ms(void)
+{
+	struct rusage usage;
+
+	CHECK(!getrusage(RUSAGE_SELF, &usage));
+	return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+	       (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
+}
+
+static void time_is_charged_to_the_process(void)
+{
+	long before = process_ms();
+
+	atomic_store(&ran, 0);
+	CHECK(pf_crew_run(2, NULL, uses_time, NULL, NULL, NULL, 0) == 2);
+	CHECK(process_ms() - before >= 38);
+}
+
+/* The privileged become a user who may lift nobody: helpers at SCHED_IDLE would be stuck. */
+static void another_user(void)
+{
+	struct rlimit none = { 0, 0 };
+	pid_t child;
+	int status;
+
+	if (geteuid())
+		return;
+	fflush(NULL);
+	child = fork();
+	if (!child) {
+		expected = 3;
+		atomic_store(&ran, 0);
+		CHECK(pf_crew_run(3, NULL, count, &ran, NULL, NULL, 0) == 3);
+		CHECK(!setrlimit(RLIMIT_NICE, &none));
+		CHECK(!setuid(65534));
+		CHECK(!pf_crew_yields());
+		atomic_store(&ran, 0);
+		CHECK(pf_crew_run(3, NULL, count, &ran, NULL, NULL, 0) == 3);
+		CHECK(pf_crew_size() == 2);
+		helpers_yield_where_they_can_be_lifted();
+		pf_crew_stop();
+		CHECK(pf_crew_size() == 0);
+		_exit(0);
+	}
+	CHECK(child > 0);
+	CHECK(waitpid(child, &status, 0) == child);
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void)
 {
 	alarm(60);
@@ -228,6 +430,11 @@ int main(void)
 	caller_polls_while_it_waits();
 	callers_do_not_meet();
 	forks_meanwhile();
+	helpers_yield_where_they_can_be_lifted();
+	time_is_charged_to_the_process();
+	another_user();
+	on_a_busy_machine(busy_machine);
+	helpers_yield_where_they_can_be_lifted();	/* those that were lifted, too */
 	pf_crew_stop();
 	CHECK(pf_crew_size() == 0);
 	puts("crew: ok");

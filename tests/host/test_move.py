@@ -544,13 +544,13 @@ def test_other_signal_handlers(slow: Region) -> None:
 # --- threads
 
 
-def helpers() -> dict[str, str]:
-    """The status of each helper thread, by name."""
+def helpers(*, watch: bool = False) -> dict[str, str]:
+    """The status of each helper thread, by name; with the one that watches over them."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             name = (task / "comm").read_text().strip()
-            if name.startswith("pageferry/"):
+            if name.startswith("pageferry/") and (watch or name != "pageferry/watch"):
                 found[name] = (task / "status").read_text()
     return found
 
@@ -570,10 +570,32 @@ def test_helpers_are_kept_and_named() -> None:
     for _ in range(5):
         move(region.range(), 0, threads=4)
     assert crew(3) == lib.pf_crew_size() == 3
+    watched = lib.pf_crew_yields()
+    assert len(helpers(watch=True)) == 3 + watched
     lib.pf_crew_stop()
     assert crew(0) == lib.pf_crew_size() == 0
+    deadline = time.monotonic() + 10
+    while helpers(watch=True) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not helpers(watch=True)
     assert move(region.range(), 0, threads=2).bytes_already == region.size
     assert crew(1) == 1
+
+
+def test_cpu_time_of_helpers_is_charged_to_the_process(large: Region) -> None:
+    before = time.process_time()
+    result = move(large.range(), 0, threads=2, exact=True)
+    assert 0 < result.cpu_seconds <= time.process_time() - before
+    assert result.as_dict()["cpu_seconds"] == result.cpu_seconds
+
+
+def test_one_page_uses_no_helper() -> None:
+    lib.pf_crew_stop()
+    region = on_node_0(PAGE)
+    assert crew(0) == 0
+    for threads in ("auto", 8):
+        assert move(region.range(), 0, threads=threads).workers == 1
+    assert not helpers(watch=True)
 
 
 def test_helpers_block_all_signals() -> None:

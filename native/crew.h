@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside the crew: what its files share, and the one question that an engine's
+ * workers ask it.
+ *
+ * Helpers run at SCHED_IDLE and may be kept from a CPU for as long as others
+ * want it. So a helper takes no lock that a caller needs: the two hand over by
+ * the word helper->state alone. crew.lock is for callers and the watch.
+ */
+#ifndef PAGEFERRY_CREW_H
+#define PAGEFERRY_CREW_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "pageferry.h"
+
+enum helper_state {
+	HELPER_IDLE,		/* waits for a job */
+	HELPER_OFFERED,		/* has one, and has not begun: may be taken back */
+	HELPER_WORKING,
+	HELPER_DONE,		/* touches nothing of the job any more */
+	HELPER_STOP,
+};
+
+/* One call of pf_crew_run(), on its caller's stack. */
+struct job {
+	void (*work)(void *arg, uint32_t worker);
+	void *arg;
+	int policy;		/* of a helper that has to be lifted */
+};
+
+struct helper {
+	struct helper *next;	/* in the crew, under its lock */
+	struct helper *beside;	/* in the same job, for its caller alone */
+	pthread_t thread;
+	clockid_t clock;	/* of its CPU time */
+	int32_t tid;
+	uint32_t state;		/* enum helper_state; a futex */
+	struct job *job;	/* from here to pinned: written by the caller that has it */
+	uint32_t worker;
+	uint32_t jobs;		/* how many it has had */
+	int32_t pinned;		/* to this CPU, -1: not */
+	bool taken;		/* by a caller, under the crew's lock */
+	bool yields;		/* runs at SCHED_IDLE, unless lifted */
+	bool detached;		/* ends without being joined, and frees itself */
+	uint32_t lifted;	/* had to be lifted in this job */
+	struct {		/* what the watch saw last */
+		uint32_t jobs;
+		uint64_t cpu_ns;
+		uint64_t at_ns;
+	} seen;
+	struct {		/* its own book: see crew_go_on() */
+		uint64_t looked_us;
+		uint64_t run_ns;
+		uint64_t wait_ns;
+	} own;
+};
+
+/*
+ * For a worker between two pieces: shall it claim another? Always yes for the
+ * caller. A helper leaves after it had to be lifted, and when it had to wait
+ * for its CPU for a quarter of the time: others need the machine.
+ */
+bool crew_go_on(void);
+
+/* ---- helper.c ---- */
+
+/* A thread with all signals blocked. False: the system has none to give. */
+bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*main)(void *arg),
+		   void *arg);
+
+/* A new helper, asleep; NULL: the system has no thread to give. */
+struct helper *helper_create(uint32_t number, bool yields);
+
+/* Hand a job to a helper that is idle and taken. */
+void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
+
+/* True: it had not begun, and will not. */
+bool helper_take_back(struct helper *helper);
+
+/* Give it a CPU of its own, or with -1 those of the set. For a helper that is idle. */
+void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere, size_t size);
+
+/* Let it run like any thread, for this job. False: the kernel refuses. */
+bool helper_lift(struct helper *helper, int policy);
+
+/* Back to SCHED_IDLE, after its job. False: the kernel refuses, it must be replaced. */
+bool helper_lower(struct helper *helper);
+
+/* Wait for the end of one that is idle and not in the crew any more. */
+void helper_end(struct helper *helper);
+
+/* The same without waiting. */
+void helper_dismiss(struct helper *helper);
+
+/*
+ * May this thread lift others out of SCHED_IDLE? The kernel asks for what
+ * lowering a nice value takes: CAP_SYS_NICE or RLIMIT_NICE.
+ */
+bool may_lift(void);
+
+/* ---- watch.c: a thread that lifts helpers which are starved in the middle of a piece ---- */
+
+struct watch;
+
+/* look() is called every 5 ms while there are jobs. NULL: no thread to be had. */
+struct watch *watch_start(void (*look)(void));
+void watch_jobs(struct watch *watch, bool any);
+void watch_stop(struct watch *watch);
+
+/* Has a helper that works got no CPU since the last time this was asked? */
+bool watch_starved(struct helper *helper);
+
+#endif

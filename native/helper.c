@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+/* One helper of the crew: its thread, its priority, and what it may claim. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+
+#include "crew.h"
+#include "futex.h"
+#include "pages.h"
+
+enum {
+	HELPER_STACK = 256 << 10,
+	LOOK_US = 1000,		/* between two looks into schedstat */
+	JUDGE_NS = 2000000,	/* of running and waiting, to judge by */
+	WINDOW_NS = 20000000,	/* then a new account begins */
+	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
+};
+
+/*
+ * The helper that this thread is; NULL in all others. The usual TLS model would
+ * make a helper allocate memory at its first look, under locks of the C library.
+ */
+static __thread struct helper *current __attribute__((tls_model("initial-exec")));
+
+/* How long this thread has run and how long it has waited for a CPU: CONFIG_SCHED_INFO. */
+static bool schedstat(uint64_t *run_ns, uint64_t *wait_ns)
+{
+	int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+	unsigned long long run, wait;
+	char text[96];
+	ssize_t size;
+
+	if (fd < 0)
+		return false;
+	size = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (size <= 0)
+		return false;
+	text[size] = '\0';
+	if (sscanf(text, "%llu %llu", &run, &wait) != 2)
+		return false;
+	*run_ns = run;
+	*wait_ns = wait;
+	return true;
+}
+
+static void open_account(struct helper *self)
+{
+	self->own.looked_us = now_us();
+	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
+		self->own.run_ns = self->own.wait_ns = 0;
+}
+
+bool crew_go_on(void)
+{
+	struct helper *self = current;
+	uint64_t run_ns, wait_ns;
+
+	if (!self)
+		return true;
+	if (__atomic_load_n(&self->lifted, __ATOMIC_RELAXED))
+		return false;
+	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
+		return true;
+	if (!schedstat(&run_ns, &wait_ns))
+		return true;
+	self->own.looked_us = now_us();
+	run_ns -= self->own.run_ns;
+	wait_ns -= self->own.wait_ns;
+	if (run_ns + wait_ns < JUDGE_NS)
+		return true;
+	if (wait_ns * WAIT_SHARE >= run_ns + wait_ns)
+		return false;
+	if (run_ns + wait_ns >= WINDOW_NS) {
+		self->own.run_ns += run_ns;
+		self->own.wait_ns += wait_ns;
+	}
+	return true;
+}
+
+static uint32_t state_of(struct helper *helper)
+{
+	return __atomic_load_n(&helper->state, __ATOMIC_ACQUIRE);
+}
+
+static bool change(struct helper *helper, uint32_t from, uint32_t to)
+{
+	return __atomic_compare_exchange_n(&helper->state, &from, to, false,
+					   __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+static void *helper_main(void *arg)
+{
+	struct helper *self = arg;
+	uint32_t state;
+
+	current = self;
+	while ((state = state_of(self)) != HELPER_STOP) {
+		if (state != HELPER_OFFERED) {
+			futex_wait(&self->state, state, 0);
+			continue;
+		}
+		if (!change(self, HELPER_OFFERED, HELPER_WORKING))
+			continue;	/* taken back */
+		open_account(self);
+		self->job->work(self->job->arg, self->worker);
+		/* The caller may go, and its job with it, from here on. */
+		__atomic_store_n(&self->state, HELPER_DONE, __ATOMIC_RELEASE);
+		futex_wake(&self->state);
+	}
+	if (self->detached)
+		free(self);
+	return NULL;
+}
+
+bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*main)(void *arg),
+		   void *arg)
+{
+	sigset_t all, before;
+	pthread_attr_t attr;
+	int error;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, stack);
+	/* The program's handlers must never run on a thread it does not know. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(thread, &attr, main, arg);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&attr);
+	if (!error)
+		pthread_setname_np(*thread, name);
+	return !error;
+}
+
+/* What a new thread inherits; a helper must not. */
+static bool is_realtime(void)
+{
+	int policy = sched_getscheduler(0) & ~SCHED_RESET_ON_FORK;
+
+	return policy == SCHED_FIFO || policy == SCHED_RR;
+}
+
+struct helper *helper_create(uint32_t number, bool yields)
+{
+	struct helper *helper = calloc(1, sizeof(*helper));
+	struct sched_param none = { .sched_priority = 0 };
+	char name[16];
+
+	if (!helper)
+		return NULL;
+	helper->pinned = -1;
+	snprintf(name, sizeof(name), "pageferry/%u", number);
+	if (!thread_create(&helper->thread, HELPER_STACK, name, helper_main, helper)) {
+		free(helper);
+		return NULL;
+	}
+	/* The id of a thread's CPU clock is made of the thread's own: no need to wait for it. */
+	if (!pthread_getcpuclockid(helper->thread, &helper->clock))
+		helper->tid = ~(helper->clock >> 3);
+	helper->yields = yields && helper->tid > 0 &&
+			 !sched_setscheduler(helper->tid, SCHED_IDLE, &none);
+	if (!helper->yields && helper->tid > 0 && is_realtime())
+		sched_setscheduler(helper->tid, SCHED_OTHER, &none);
+	return helper;
+}
+
+void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
+{
+	helper->job = job;
+	helper->worker = worker;
+	helper->jobs++;
+	helper->lifted = 0;
+	__atomic_store_n(&helper->state, HELPER_OFFERED, __ATOMIC_RELEASE);
+	futex_wake(&helper->state);
+}
+
+bool helper_take_back(struct helper *helper)
+{
+	return change(helper, HELPER_OFFERED, HELPER_IDLE);
+}
+
+void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere, size_t size)
+{
+	cpu_set_t *set;
+
+	if (cpu == helper->pinned || helper->tid <= 0)
+		return;
+	if (cpu < 0) {
+		if (anywhere)
+			sched_setaffinity(helper->tid, size, anywhere);
+		helper->pinned = -1;
+		return;
+	}
+	set = CPU_ALLOC(cpu + 1);
+	if (!set)
+		return;
+	size = CPU_ALLOC_SIZE(cpu + 1);
+	CPU_ZERO_S(size, set);
+	CPU_SET_S(cpu, size, set);
+	/* A CPU that a cpuset took away meanwhile: run where the kernel lets us. */
+	if (!sched_setaffinity(helper->tid, size, set))
+		helper->pinned = cpu;
+	CPU_FREE(set);
+}
+
+bool helper_lift(struct helper *helper, int policy)
+{
+	struct sched_param none = { .sched_priority = 0 };
+
+	if (!helper->yields || policy == SCHED_IDLE)
+		return true;
+	return __atomic_exchange_n(&helper->lifted, 1, __ATOMIC_RELAXED) ||
+	       !sched_setscheduler(helper->tid, policy, &none);
+}
+
+bool helper_lower(struct helper *helper)
+{
+	struct sched_param none = { .sched_priority = 0 };
+
+	return !helper->lifted || !sched_setscheduler(helper->tid, SCHED_IDLE, &none);
+}
+
+void helper_end(struct helper *helper)
+{
+	helper_lift(helper, SCHED_OTHER);
+	__atomic_store_n(&helper->state, HELPER_STOP, __ATOMIC_RELEASE);
+	futex_wake(&helper->state);
+	pthread_join(helper->thread, NULL);
+	free(helper);
+}
+
+void helper_dismiss(struct helper *helper)
+{
+	pthread_detach(helper->thread);
+	helper_lift(helper, SCHED_OTHER);
+	helper->detached = true;
+	__atomic_store_n(&helper->state, HELPER_STOP, __ATOMIC_RELEASE);
+	futex_wake(&helper->state);	/* it may be gone already: a wake reads nothing */
+}
+
+bool may_lift(void)
+{
+	int nice = getpriority(PRIO_PROCESS, 0);	/* of this thread alone, on Linux */
+
+	/* At the lowest value nothing could be tried, and nothing said. */
+	if (nice <= -20 || setpriority(PRIO_PROCESS, 0, nice - 1))
+		return false;
+	setpriority(PRIO_PROCESS, 0, nice);
+	return true;
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The crew's watch: while jobs run it looks every 5 ms for helpers that are in
+ * the middle of a piece and get no CPU, since they may hold what others wait
+ * for in the kernel: a lock, or a page that is on its way. The caller cannot do
+ * this, it may be the one that waits.
+ */
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "crew.h"
+#include "futex.h"
+
+enum {
+	WATCH_STACK = 128 << 10,
+	WATCH_US = 5000,
+	SHORTEST_NS = 3000000,
+	STARVED_SHARE = 8,	/* ran for less than this part of the time */
+};
+
+enum watch_state { WATCH_ASLEEP, WATCH_LOOKS, WATCH_STOP };
+
+struct watch {
+	pthread_t thread;
+	uint32_t state;		/* enum watch_state; a futex */
+	void (*look)(void);
+};
+
+static void *watch_main(void *arg)
+{
+	struct watch *watch = arg;
+	struct sched_param none = { .sched_priority = 0 };
+	uint32_t state;
+
+	sched_setscheduler(0, SCHED_OTHER, &none);	/* whoever has created it */
+	while ((state = __atomic_load_n(&watch->state, __ATOMIC_ACQUIRE)) != WATCH_STOP) {
+		futex_wait(&watch->state, state, state == WATCH_LOOKS ? WATCH_US : 0);
+		if (__atomic_load_n(&watch->state, __ATOMIC_ACQUIRE) == WATCH_LOOKS)
+			watch->look();
+	}
+	return NULL;
+}
+
+struct watch *watch_start(void (*look)(void))
+{
+	struct watch *watch = calloc(1, sizeof(*watch));
+
+	if (!watch)
+		return NULL;
+	watch->look = look;
+	if (!thread_create(&watch->thread, WATCH_STACK, "pageferry/watch", watch_main, watch)) {
+		free(watch);
+		return NULL;
+	}
+	return watch;
+}
+
+void watch_jobs(struct watch *watch, bool any)
+{
+	__atomic_store_n(&watch->state, any ? WATCH_LOOKS : WATCH_ASLEEP, __ATOMIC_RELEASE);
+	if (any)
+		futex_wake(&watch->state);
+}
+
+void watch_stop(struct watch *watch)
+{
+	__atomic_store_n(&watch->state, WATCH_STOP, __ATOMIC_RELEASE);
+	futex_wake(&watch->state);
+	pthread_join(watch->thread, NULL);
+	free(watch);
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec time = { .tv_sec = 0, .tv_nsec = 0 };
+
+	clock_gettime(clock, &time);
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+/* True unless the kernel says that the thread sleeps: then it waits for something else. */
+static bool wants_a_cpu(int32_t tid)
+{
+	char path[64], text[128];
+	const char *after;
+	ssize_t size;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	size = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (size <= 0)
+		return true;
+	text[size] = '\0';
+	after = strrchr(text, ')');	/* "TID (NAME) STATE ..." */
+	return !after || after[1] != ' ' || after[2] == 'R';
+}
+
+bool watch_starved(struct helper *helper)
+{
+	uint64_t cpu_ns = clock_ns(helper->clock);
+	uint64_t at_ns = clock_ns(CLOCK_MONOTONIC);
+	uint64_t ran = cpu_ns - helper->seen.cpu_ns;
+	uint64_t passed = at_ns - helper->seen.at_ns;
+	bool before = helper->seen.jobs == helper->jobs;
+
+	if (before && passed < SHORTEST_NS)
+		return false;	/* too early to say */
+	helper->seen.jobs = helper->jobs;
+	helper->seen.cpu_ns = cpu_ns;
+	helper->seen.at_ns = at_ns;
+	return before && ran < passed / STARVED_SHARE && wants_a_cpu(helper->tid);
+}
