@@ -12,7 +12,6 @@
 
 #include "pageferry.h"
 #include "pool.h"
-#include "populate.h"
 
 enum {
 	PIECES = 16384,
@@ -64,11 +63,6 @@ static void fork_child(void)
 static void register_fork(void)
 {
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
-}
-
-static void unmap(uint64_t start, uint64_t bytes)
-{
-	munmap((void *)(uintptr_t)start, bytes);
 }
 
 static struct shelf *find_shelf(int32_t node, uint32_t shift)
@@ -197,18 +191,17 @@ void pool_give(int32_t node, uint32_t shift, void *address, size_t bytes)
 		pthread_mutex_unlock(&pool.lock);
 	}
 	if (room < bytes)
-		unmap(start + room, bytes - room);
+		pf_unmap(start + room, bytes - room);
 }
 
 int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threads,
 		    const int32_t *cpus)
 {
 	struct shelf *shelf;
-	void *address;
+	int64_t start;
 	int result;
 
-	if (node < 0 || node >= PF_MAX_NODES || shift < base_page_shift() || shift > 40 ||
-	    !whole_pages(bytes, shift))
+	if (node < 0 || node >= PF_MAX_NODES || !whole_pages(bytes, shift))
 		return -EINVAL;
 	if (!bytes)
 		return 0;
@@ -216,26 +209,26 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 	/* A fork in between would leave the child this much address space, empty. */
 	pthread_mutex_lock(&pool.lock);
 	shelf = make_shelf(node, shift);
-	address = shelf ? map_aligned(bytes, shift) : NULL;
-	if (address && madvise(address, bytes, MADV_DONTFORK)) {
-		unmap((uint64_t)(uintptr_t)address, bytes);
-		address = NULL;
+	start = shelf ? pf_map(bytes, shift, 0) : -ENOMEM;
+	if (start > 0 && madvise((void *)(uintptr_t)start, bytes, MADV_DONTFORK)) {
+		pf_unmap((uint64_t)start, bytes);
+		start = -ENOMEM;
 	}
 	pthread_mutex_unlock(&pool.lock);
-	if (!address)
-		return -ENOMEM;
-	result = pf_populate((uint64_t)(uintptr_t)address, bytes, node, shift, 0, threads, cpus);
+	if (start < 0)
+		return (int)start;
+	result = pf_populate((uint64_t)start, bytes, node, shift, 0, threads, cpus);
 	if (result >= 0) {
 		pthread_mutex_lock(&pool.lock);
 		shelf->reserved += bytes;
-		if (!keep(shelf, (uint64_t)(uintptr_t)address, bytes)) {
+		if (!keep(shelf, (uint64_t)start, bytes)) {
 			shelf->reserved -= bytes;
 			result = -ENOMEM;
 		}
 		pthread_mutex_unlock(&pool.lock);
 	}
 	if (result < 0)
-		unmap((uint64_t)(uintptr_t)address, bytes);
+		pf_unmap((uint64_t)start, bytes);
 	return result;
 }
 
@@ -259,7 +252,7 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 		released += (int64_t)part;
 		/* Freeing takes its time; takers and givers need not wait for it. */
 		pthread_mutex_unlock(&pool.lock);
-		unmap(start, part);
+		pf_unmap(start, part);
 		pthread_mutex_lock(&pool.lock);
 	}
 	pthread_mutex_unlock(&pool.lock);

@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mman.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,6 +29,7 @@ enum {
 	MPOL_MF_MOVE = 2,
 	SLICE_PAGES = 2048,	/* most in a slice; 8 MiB of 4 KiB pages */
 	SLICE_SHIFT = 23,
+	PAGE_SHIFT_MAX = 40,
 };
 
 struct populating {
@@ -47,29 +49,44 @@ uint32_t base_page_shift(void)
 	return (uint32_t)__builtin_ctzl((unsigned long)sysconf(_SC_PAGESIZE));
 }
 
-void *map_aligned(size_t bytes, uint32_t shift)
+int64_t pf_map(uint64_t bytes, uint32_t shift, uint32_t flags)
 {
-	size_t align = (size_t)1 << shift;
-	size_t extra = shift > base_page_shift() ? align : 0;
-	uintptr_t start, first, end;
+	bool hugetlb = flags & PF_POPULATE_HUGETLB;
+	uint64_t align = (uint64_t)1 << (shift & 63);
+	uint64_t extra = !hugetlb && shift > base_page_shift() ? align : 0;
+	uint64_t start, first;
 	void *map;
 
-	if (!bytes || bytes > SIZE_MAX - extra)
-		return NULL;
+	if (!bytes || shift < base_page_shift() || shift > PAGE_SHIFT_MAX)
+		return -EINVAL;
+	if (bytes > INT64_MAX - extra)
+		return -ENOMEM;
 	map = mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		   MAP_PRIVATE | MAP_ANONYMOUS |
+		   (hugetlb ? MAP_HUGETLB | (int)(shift << MAP_HUGE_SHIFT) : 0), -1, 0);
 	if (map == MAP_FAILED)
-		return NULL;
+		return -errno;
+	start = (uint64_t)(uintptr_t)map;
 	if (!extra)
-		return map;
-	start = (uintptr_t)map;
+		return (int64_t)start;
 	first = (start + align - 1) & ~(align - 1);
-	end = start + bytes + extra;
 	if (first > start)
-		munmap(map, first - start);
-	if (end > first + bytes)
-		munmap((void *)(first + bytes), end - first - bytes);
-	return (void *)first;
+		pf_unmap(start, first - start);
+	if (start + extra > first)
+		pf_unmap(first + bytes, start + extra - first);
+	return (int64_t)first;
+}
+
+void *map_aligned(size_t bytes, uint32_t shift)
+{
+	int64_t start = pf_map(bytes, shift, 0);
+
+	return start < 0 ? NULL : (void *)(uintptr_t)start;
+}
+
+int pf_unmap(uint64_t start, uint64_t bytes)
+{
+	return munmap((void *)(uintptr_t)start, bytes) ? -errno : 0;
 }
 
 int pf_prefer_node(uint64_t start, uint64_t bytes, int32_t node)
@@ -234,7 +251,7 @@ int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, ui
 	uint64_t slices;
 	int error;
 
-	if (shift < base || shift > 40 || !threads || threads > PF_MAX_THREADS ||
+	if (shift < base || shift > PAGE_SHIFT_MAX || !threads || threads > PF_MAX_THREADS ||
 	    start > UINT64_MAX - bytes || (start | bytes) & (((uint64_t)1 << shift) - 1))
 		return -EINVAL;
 	if (!bytes)
@@ -247,6 +264,8 @@ int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, ui
 	    madvise((void *)(uintptr_t)start, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) &&
 	    huge)	/* a kernel without THP has no need of the second */
 		return -errno;
+	if (flags & PF_POPULATE_LATER)
+		return 0;
 	if (huge)
 		populating.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	populating.slice = (uint64_t)1 << (shift > SLICE_SHIFT ? shift : SLICE_SHIFT);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside the core: address space for pages that are to come from one node. */
+/* Inside the core: pages that are to come from one node. */
 #ifndef PAGEFERRY_POPULATE_H
 #define PAGEFERRY_POPULATE_H
 
@@ -9,10 +9,7 @@
 /* The size of a base page as a shift. */
 uint32_t base_page_shift(void);
 
-/*
- * Private anonymous address space, nothing of it touched, aligned to 1 << shift.
- * NULL: none to be had. The caller owns it and ends it with munmap().
- */
+/* pf_map() of anything but hugetlb pages, for those who need no reason: NULL is none. */
 void *map_aligned(size_t bytes, uint32_t shift);
 
 #endif

@@ -315,7 +315,19 @@ PF_API int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pa
  */
 PF_API int pf_prefer_node(uint64_t start, uint64_t bytes, int32_t node);
 
-enum { PF_POPULATE_HUGETLB = 1 };	/* the mapping is one of hugetlb pages */
+enum {
+	PF_POPULATE_HUGETLB = 1,	/* the mapping is one of hugetlb pages */
+	PF_POPULATE_LATER = 2,		/* set the policy and the page size, touch nothing */
+};
+
+/*
+ * Private anonymous address space, aligned to 1 << shift, nothing of it touched;
+ * with PF_POPULATE_HUGETLB of hugetlb pages of that size, which are set aside at
+ * once. The address, or -errno: -ENOMEM no room, or no free hugetlb pages. The
+ * caller ends it with pf_unmap().
+ */
+PF_API int64_t pf_map(uint64_t bytes, uint32_t shift, uint32_t flags);
+PF_API int pf_unmap(uint64_t start, uint64_t bytes);
 
 /*
  * Populate private anonymous memory of the caller with pages of 1 << shift from

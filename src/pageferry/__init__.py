@@ -2,12 +2,15 @@
 """pageferry moves memory pages between NUMA nodes with many threads.
 
 ``move`` brings an array, a buffer, an address range or a process to a node; ``locate`` says
-where pages are; ``topology`` describes the machine.
+where pages are; ``topology`` describes the machine. ``empty``, ``zeros`` and ``full`` make arrays
+on a node, ``reserve`` keeps memory ready there.
 """
 
+from .arrays import empty, full, zeros
 from .engine import Progress
 from .errors import (
     NodeError,
+    NodeFullError,
     NotPermittedError,
     PageferryError,
     ProcessGoneError,
@@ -19,6 +22,7 @@ from .locate import locate
 from .migrate import MoveInterrupted, move
 from .plan import Plan
 from .planning import plan_move
+from .pool import Reservation, reserve
 from .report import Failure, MoveResult, Placement
 from .topology import Topology, topology
 from .version import __version__
@@ -29,6 +33,7 @@ __all__ = [
     "MoveInterrupted",
     "MoveResult",
     "NodeError",
+    "NodeFullError",
     "NotPermittedError",
     "PageferryError",
     "Placement",
@@ -36,11 +41,16 @@ __all__ = [
     "ProcessGoneError",
     "Progress",
     "RangeError",
+    "Reservation",
     "Topology",
     "UnsupportedError",
     "__version__",
+    "empty",
+    "full",
     "locate",
     "move",
     "plan_move",
+    "reserve",
     "topology",
+    "zeros",
 ]

@@ -55,3 +55,7 @@ class DescriptionError(PageferryError, ValueError):
 
 class UnsupportedError(PageferryError):
     """The running kernel lacks what the request needs."""
+
+
+class NodeFullError(PageferryError, MemoryError):
+    """A node has no room for memory of that size, or not in pages of that size."""

@@ -231,7 +231,7 @@ static void many_threads(void)
 	CHECK(!pf_pool_bytes(0, base));
 }
 
-static void populate_keeps_the_content(void)
+static void address_space_and_its_pages(void)
 {
 	unsigned char *a = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 				-1, 0);
@@ -250,6 +250,14 @@ static void populate_keeps_the_content(void)
 	CHECK(pf_populate(start, 4 * MIB, 0, base, 0, 2, NULL) < 0);	/* not writable */
 	CHECK(!munmap(a, 4 * MIB));
 	CHECK(pf_populate(start, 4 * MIB, 0, base, 0, 2, NULL) < 0);	/* not there */
+
+	CHECK(pf_map(0, base, 0) == -EINVAL && pf_map(MIB, base - 1, 0) == -EINVAL);
+	CHECK(pf_map(MIB, 64, 0) == -EINVAL && pf_map(UINT64_MAX, base, 0) == -ENOMEM);
+	a = (unsigned char *)(uintptr_t)pf_map(3 * MIB, 21, 0);
+	CHECK(!((uintptr_t)a % (2 * MIB)) && mapped(a + 3 * MIB - 1));
+	CHECK(pf_populate((uintptr_t)a, 2 * MIB, 0, base, PF_POPULATE_LATER, 1, NULL) >= 0);
+	CHECK(!present(a, 3 * MIB));
+	CHECK(!pf_unmap((uintptr_t)a, 3 * MIB) && !mapped(a));
 }
 
 int main(void)
@@ -265,7 +273,7 @@ int main(void)
 	huge = huge_pages();
 	a_fork_gets_none();
 	many_threads();
-	populate_keeps_the_content();
+	address_space_and_its_pages();
 	pf_crew_stop();
 	printf("pool: ok%s\n", huge ? "" : " (no huge pages here)");
 	return 0;
