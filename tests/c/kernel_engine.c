@@ -79,12 +79,12 @@ static void *write_on(void *arg)
 {
 	struct writer *writer = arg;
 
-	while (!atomic_load(&stop_writing)) {
+	do {	/* once at least, however late this thread begins */
 		writer->rounds++;
 		for (int i = 0; i < PAGES; i++)
 			if (i != HOLE)
 				writer->words[i * page_size / 8] = writer->rounds;
-	}
+	} while (!atomic_load(&stop_writing));
 	return NULL;
 }
 
