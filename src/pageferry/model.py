@@ -35,6 +35,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
+from .flags import parse_size
 from .seats import Seats
 from .strict import Fields
 
@@ -115,7 +116,7 @@ class Costs:
         pages = table.table("page_us", **({} if default is None else {"default": known}))
         page_us: list[tuple[int, float]] = []
         for key in pages.keys():  # noqa: SIM118
-            size = int(key) if key.isdecimal() and len(key) < 14 else 0
+            size = _page_size(key)
             if size < 4096 or size > 1 << 40 or size & (size - 1):
                 raise ValueError(
                     f"{pages.name(key)}: a page size is a power of two from 4096 bytes up"
@@ -258,6 +259,13 @@ def best_threads(
         n = next((stop for stop in (seats.cores, limit) if n < stop < step), step)
     enough = fastest * (1 + WORTH)
     return next(n for n, seconds in times if seconds <= enough)
+
+
+def _page_size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError:
+        return 0
 
 
 def _fixed(costs: Costs, size: int, threads: int) -> float:

@@ -8,7 +8,6 @@ repeat, against one plain ``move_pages`` call.
 
 from __future__ import annotations
 
-import csv
 import errno
 import shutil
 import statistics
@@ -16,7 +15,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,15 +72,6 @@ def run_series(
     for page_size, pages, word in cases:
         figures["cases"].append(_case(page_size, pages, word, nodes, numbers, repeats, say))
     return figures
-
-
-def published() -> list[dict[str, str]]:
-    """Return the rows of the series' own figures (2017-02-17), from the published table."""
-    path = resources.files(__package__) / "published-throughput.csv"
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    names = ("source", "machine", "engine", "page_bytes", "pages", "threads", "gbps", "copy")
-    rows = list(csv.DictReader(lines, fieldnames=names))
-    return [row for row in rows if row["source"] == "lkml-2017-02-17-khandual"]
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:

@@ -9,15 +9,15 @@ from typing import Any
 from rich.console import Console
 
 from .machine import describe
-from .series import published
+from .published import SERIES, published
 
 
 def published_figures(page_size: int) -> dict[str, float]:
     """Return the series' own GB/s for one page size, the better of its two runs, by kernel."""
     found: dict[str, list[float]] = {}
-    for row in published():
-        if int(row["page_bytes"]) == page_size:
-            found.setdefault(row["engine"], []).append(float(row["gbps"]))
+    for row in published(SERIES):
+        if row.page_size == page_size:
+            found.setdefault(row.engine, []).append(row.gbps)
     return {engine: max(values) for engine, values in found.items()}
 
 

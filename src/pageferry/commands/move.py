@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     either.add_argument(
         "--plan",
-        metavar="FILE|-",
+        metavar="FILE",
         help="do it as this plan says, which pageferry plan --json printed; - reads it from "
         "standard input",
     )

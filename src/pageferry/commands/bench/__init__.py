@@ -7,7 +7,7 @@ import argparse
 import importlib
 from typing import Any
 
-EXPERIMENTS = ("series", "call")
+EXPERIMENTS = ("series", "call", "model")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
