@@ -45,3 +45,8 @@ def size(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things: ``1 core``, ``2 cores``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -59,6 +59,16 @@ def meminfo(path: Path) -> dict[str, int]:
     return {name: int(kilobytes) * 1024 for name, kilobytes in found}
 
 
+def hugepages(folder: Path) -> dict[int, tuple[int, int]]:
+    """Return the hugetlb pools below ``folder``: page size in bytes to (pages, pages free)."""
+    pools = {}
+    for kilobytes, path in numbered(folder, "hugepages-", "kB").items():
+        total, free = number(path / "nr_hugepages"), number(path / "free_hugepages")
+        if total is not None and free is not None:
+            pools[kilobytes * 1024] = (total, free)
+    return pools
+
+
 def choice(path: Path) -> str | None:
     """Return the value in force of a file like ``always [madvise] never``; None if none."""
     match = re.search(r"\[([^]]+)\]", text(path) or "")

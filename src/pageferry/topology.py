@@ -300,7 +300,7 @@ def _read_node(base: Path, id: int, path: Path, ids: list[int], online: frozense
         tier=next(
             (n for n, tier in tiers.items() if id in (sysfs.numbers(tier / "nodelist") or ())), None
         ),
-        hugepages=_read_hugepages(path / "hugepages"),
+        hugepages=sysfs.hugepages(path / "hugepages"),
     )
 
 
@@ -313,18 +313,8 @@ def _whole_machine(base: Path, online: frozenset[int]) -> Node:
         memory_free=memory.get("MemFree", 0),
         has_memory=True,
         distances={0: 10},
-        hugepages=_read_hugepages(base / "sys/kernel/mm/hugepages"),
+        hugepages=sysfs.hugepages(base / "sys/kernel/mm/hugepages"),
     )
-
-
-def _read_hugepages(folder: Path) -> dict[int, tuple[int, int]]:
-    pools = {}
-    for size in sysfs.numbered(folder, "hugepages-", "kB").items():
-        total = sysfs.number(size[1] / "nr_hugepages")
-        free = sysfs.number(size[1] / "free_hugepages")
-        if total is not None and free is not None:
-            pools[size[0] * 1024] = (total, free)
-    return pools
 
 
 def _read_cores(base: Path, online: frozenset[int]) -> dict[int, frozenset[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..pictures import canvas
 from .machine import describe
 from .published import SERIES, published
 
@@ -63,16 +64,11 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
 
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Draw throughput and ratio by page size and way into a PNG. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cases = figures["cases"]
-    figure, axes = pyplot.subplots(
+    figure = canvas.figure(11, 3.1 * len(cases) + 0.6)
+    axes = figure.subplots(
         len(cases),
         2,
-        figsize=(11, 3.1 * len(cases) + 0.6),
         squeeze=False,
         gridspec_kw={"width_ratios": [1, 1], "hspace": 0.45, "wspace": 0.08},
     )
@@ -128,8 +124,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         x=0.02,
         ha="left",
     )
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    pyplot.close(figure)
+    canvas.save(figure, path)
 
 
 def _size(size: int) -> str:

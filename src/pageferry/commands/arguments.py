@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+from pathlib import Path
 
 from ..errors import NodeError, RangeError
 from ..flags import parse_nodes, parse_range
+from ..pictures import canvas
 from ..topology import Topology, topology
 
 
@@ -57,6 +59,39 @@ def addresses(text: str) -> range:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+#: What ``--plot`` takes for "as text".
+TERMINAL = Path("-")
+
+
+def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--plot``, which draws ``what``."""
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=f"draw {what}: into a .png, .svg or .pdf, or (-) as text in place of the table",
+    )
+
+
+def picture(args: argparse.Namespace) -> Path | None:
+    """Return the file that ``--plot`` names, None for text; fail now if it cannot be drawn.
+
+    Raises as ``pictures.canvas.check``.
+    """
+    if args.plot is None or args.plot == TERMINAL:
+        return None
+    path: Path = args.plot
+    canvas.check(path)
+    return path
+
+
+def say_written(args: argparse.Namespace, *paths: Path | None) -> None:
+    """Name the files that were written, unless JSON is what was asked for."""
+    written = [str(path) for path in paths if path]
+    if written and not args.json:
+        print(f"\nWritten: {', '.join(written)}")
 
 
 def add_range(parser: argparse.ArgumentParser) -> None:

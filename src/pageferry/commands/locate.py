@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from .. import console
+from .. import console, sysfs
+from ..areas import areas
 from ..locate import locate
 from ..pages import KINDS
+from ..pictures import placement as drawing
 from ..report import Placement
+from ..topology import topology
 from . import arguments
 
 
@@ -30,19 +34,36 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
     )
+    arguments.add_plot(parser, "it by node and kind of page, and along the address space")
     arguments.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the placement."""
+    picture = arguments.picture(args)
     pid = os.getpid() if args.self else args.pid
     placement = locate(args.addresses, pid=pid, partial=args.partial, threads=args.threads)
+    view = _view(args, pid, placement) if args.plot else None
     if args.json:
-        console.print_json(placement.as_dict())
+        along = {} if view is None else {"areas": [area.as_dict() for area in view.areas]}
+        console.print_json(placement.as_dict() | along)
+    elif view is not None and picture is None:
+        drawing.show(view, console.console())
     else:
         show(placement)
+    if view is not None and picture:
+        drawing.draw(view, picture)
+        arguments.say_written(args, picture)
     return 0
+
+
+def _view(args: argparse.Namespace, pid: int, placement: Placement) -> drawing.View:
+    along, others = areas(pid, args.addresses, threads=args.threads)
+    name = sysfs.text(Path(f"/proc/{pid}/comm")) or "?"
+    return drawing.View(
+        f"Process {pid} ({name})", placement, along, others, topology().memory_nodes
+    )
 
 
 def show(placement: Placement) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,10 @@ from rich.text import Text
 
 from .. import console
 from ..flags import format_nodes
+from ..nodestat import node_stats
+from ..pictures import topology as drawing
 from ..topology import Node, Topology, topology
+from . import arguments
 
 _WIDTH = 80
 
@@ -26,16 +30,27 @@ def add_parser(subparsers: Any) -> None:
         description="Show nodes, distances, caches and cores, and what this process may use.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    arguments.add_plot(parser, "the nodes with their memory in use, CPUs, caches and distances")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the topology of this machine; always 0."""
+    """Print the topology of this machine, and draw it if asked to; always 0."""
+    picture = arguments.picture(args)
     here = topology()
     if args.json:
-        console.print_json(here.as_dict())
+        console.print_json(here.as_dict() | {"memory": [s.as_dict() for s in node_stats()]})
+    elif args.plot == arguments.TERMINAL:
+        screen = console.console()
+        drawing.show(here, node_stats(), screen)
+        if (distances := _distances(here)) is not None:
+            screen.print()
+            screen.print(distances)
     else:
         show(here, console.console())
+    if picture:
+        drawing.draw(here, node_stats(), picture, platform.node())
+        arguments.say_written(args, picture)
     return 0
 
 
@@ -101,7 +116,7 @@ def _facts(here: Topology) -> Table:
     cores = here.cores()
     threads = max((len(core) for core in cores), default=1)
     smt = f", up to {threads} threads each (SMT)" if threads > 1 else ", one thread each"
-    grid.add_row("cores", f"{len(cores)} with {_count(len(here.cpus), 'online CPU')}{smt}")
+    grid.add_row("cores", f"{len(cores)} with {console.count(len(here.cpus), 'online CPU')}{smt}")
     kinds = Counter((cache.level, cache.size) for cache in here.caches)
     for (level, size), count in sorted(kinds.items(), key=str):
         lists = [format_nodes(c.cpus) for c in here.caches if (c.level, c.size) == (level, size)]
@@ -121,7 +136,3 @@ def _facts(here: Topology) -> Table:
 
 def _plain_table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -16,6 +16,7 @@ from rich.console import Console
 from ... import console
 from ...bench.machine import OtherLoad
 from ...errors import PageferryError
+from ...pictures import canvas
 from ...topology import topology
 from .. import arguments
 
@@ -53,11 +54,17 @@ def add_lab(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``, ``--plot``, ``--from-json`` and ``--json``."""
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them into a PNG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
     parser.add_argument(
         "--from-json", type=Path, metavar="FILE", help="show earlier figures, run nothing"
     )
     arguments.add_json(parser)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Fail before the experiment if its picture could not be drawn after it."""
+    if args.plot:
+        canvas.check(args.plot)
 
 
 def wants_guest(args: argparse.Namespace) -> bool:
@@ -134,10 +141,7 @@ def show(
         print_table(figures, console.console())
     if args.plot:
         plot(figures, args.plot)
-    if not args.json:
-        written = [str(path) for path in (args.output, args.plot) if path]
-        if written:
-            print(f"\nWritten: {', '.join(written)}")
+    arguments.say_written(args, args.output, args.plot)
     return 0
 
 

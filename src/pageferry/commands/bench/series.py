@@ -12,6 +12,7 @@ from ...bench.series_report import plot, print_table
 from .experiment import (
     add_lab,
     add_output,
+    check_output,
     count,
     counts,
     earlier,
@@ -53,6 +54,7 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_output(args)
     if args.from_json:
         figures = earlier(args.from_json, "series")
     elif wants_guest(args):
