@@ -15,7 +15,17 @@ import pytest
 
 from pageferry import lab
 from pageferry.errors import PageferryError
-from pageferry.lab import cache, initramfs, job, kernel, kernel_package, programs, result, topology
+from pageferry.lab import (
+    cache,
+    initramfs,
+    job,
+    kernel,
+    kernel_package,
+    packages,
+    programs,
+    result,
+    topology,
+)
 from pageferry.lab.conversation import MarkedStream
 
 
@@ -155,7 +165,7 @@ def test_the_newest_kernel_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     def apt(program: str, *arguments: str, cwd: Path | None = None) -> str:
         return "\n".join(names) if arguments[0] == "pkgnames" else "Package: x\nVersion: 1-2\n"
 
-    monkeypatch.setattr(kernel, "_apt", apt)
+    monkeypatch.setattr(packages, "apt", apt)
     assert kernel._newest("stock") == (names[1], "1-2")
     names.clear()
     with pytest.raises(lab.LabError, match="apt-get update"):

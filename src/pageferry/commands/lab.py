@@ -25,8 +25,8 @@ guest's kernel panicked, the guest hung or ended early, or could not be started.
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``lab run``, ``lab shell`` and ``lab fetch``."""
-    from ..lab import STOCK_PACKAGES
+    """Add ``lab run``, ``lab shell``, ``lab fetch`` and ``lab build-kernel``."""
+    from ..lab import RECIPES, STOCK_PACKAGES
 
     parser = subparsers.add_parser(
         "lab",
@@ -64,6 +64,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     fetch_parser.add_argument("--json", action="store_true", help="print what is there as JSON")
 
+    build_parser = _verb(
+        verbs,
+        "build-kernel",
+        "build a kernel with pageferry's patches; does nothing when it is there",
+        _build_kernel,
+    )
+    recipes = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
+    build_parser.add_argument("--config", choices=RECIPES, default="patched", help=recipes)
+    build_parser.add_argument("--jobs", type=int, metavar="N", help="make's -j (one for each CPU)")
+    build_parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="where the patches are ($PAGEFERRY_KERNEL_DIR, or kernel of the source tree here)",
+    )
+    build_parser.add_argument("--json", action="store_true", help="print what was built as JSON")
+
 
 def _verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
@@ -74,7 +91,7 @@ def _verb(
     parser = verbs.add_parser(
         name,
         help=summary,
-        description=_DESCRIPTION if name != "fetch" else summary,
+        description=_DESCRIPTION if name in ("run", "shell") else summary,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_reporting(run))
@@ -95,9 +112,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kernel",
         default="stock",
-        metavar="stock|stock-6.1|PATH",
-        help="a distribution's kernel, or a bzImage or vmlinux with 9p, virtio and overlayfs "
-        "built in (stock)",
+        metavar="NAME|PATH",
+        help="a distribution's kernel (stock, stock-6.1), one built by the lab (patched, vanilla, "
+        "patched-debug), or a bzImage or vmlinux with 9p, virtio and overlayfs built in (stock)",
     )
     group.add_argument(
         "--modules", type=Path, metavar="DIR", help="where a kernel at PATH has its .ko files"
@@ -229,6 +246,20 @@ def _fetch(args: argparse.Namespace) -> int:
     else:
         for name, kernel in kernels.items():
             print(f"{name}: {kernel.source}")
+    return 0
+
+
+def _build_kernel(args: argparse.Namespace) -> int:
+    from .. import lab
+
+    kernel = lab.build(
+        args.config, directory=args.directory, jobs=args.jobs, notify=console.complain
+    )
+    if args.json:
+        facts = {"release": kernel.release, "source": kernel.source, "image": kernel.image}
+        console.print_json({args.config: facts})
+    else:
+        print(f"{args.config}: Linux {kernel.release} in {kernel.image}")
     return 0
 
 

@@ -4,12 +4,14 @@
 from .errors import LabError
 from .guest import Options, run, shell
 from .kernel import STOCK_PACKAGES, Kernel, fetch, find_kernel
+from .kernel_build import RECIPES, build
 from .kvm import KvmVerdict, kvm_boots
 from .result import LAB_FAILED, GuestResult, Verdict
 from .topology import TOPOLOGIES, Node, Topology, parse_size, plain
 
 __all__ = [
     "LAB_FAILED",
+    "RECIPES",
     "STOCK_PACKAGES",
     "TOPOLOGIES",
     "GuestResult",
@@ -20,6 +22,7 @@ __all__ = [
     "Options",
     "Topology",
     "Verdict",
+    "build",
     "fetch",
     "find_kernel",
     "kvm_boots",

@@ -54,7 +54,7 @@ def run(
 
     The guest sees the host's files as they are, writes to a layer of its own that vanishes
     with it, and has no network. Options: ``topology`` of the machine, ``memory`` of each node
-    (bytes, or "2G"), ``cpus`` in all, ``kernel`` (stock, stock-6.1, a path or a Kernel),
+    (bytes, or "2G"), ``cpus`` in all, ``kernel`` (a name or path for find_kernel, or a Kernel),
     ``accel`` (auto, kvm, tcg), ``append`` to the kernel's command line, ``env`` in addition
     to what is carried over from the host, ``cwd``, ``writable`` host directories where what
     is written stays, ``console`` a file for the guest's console, ``notify`` for a line about

@@ -9,12 +9,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import programs
+from . import packages
 from .cache import cache_dir, locked, scratch_dir
 from .errors import LabError
 from .kernel_package import closure_of_modules, unpack
@@ -55,14 +54,21 @@ class Kernel:
 def find_kernel(
     name: str = "stock", *, modules: Path | None = None, notify: Notify | None = None
 ) -> Kernel:
-    """Return the kernel ``stock`` or ``stock-6.1``, fetched if need be, or one at a path.
+    """Return a kernel by name, fetched or built if need be, or one at a path.
+
+    The names are ``stock`` and ``stock-6.1``, of the distribution, and those of
+    ``kernel_build.RECIPES``: ``patched``, ``vanilla`` and ``patched-debug``.
 
     ``modules`` is a directory with the ``.ko`` files that a kernel at a path needs for 9p;
     without it the kernel must have 9p, virtio and overlayfs built in. ``notify`` is told,
     in a line, what takes long. Raises LabError when there is no such kernel.
     """
+    from .kernel_build import RECIPES, build  # which needs this module
+
     if name in STOCK_PACKAGES:
         return cached(name) or fetch(name, notify=notify)
+    if name in RECIPES:
+        return build(name, notify=notify or (lambda line: None))
     image = Path(name)
     try:
         with image.open("rb") as file:
@@ -71,7 +77,7 @@ def find_kernel(
         raise LabError(
             error.errno or errno.EIO,
             f"cannot read the kernel {name}",
-            f"give the path of a bzImage, or one of {', '.join(STOCK_PACKAGES)}",
+            f"give the path of a bzImage, or one of {', '.join([*STOCK_PACKAGES, *RECIPES])}",
         ) from error
     if head[:4] != b"\x7fELF" and head[0x202:0x206] != b"HdrS":
         raise LabError(
@@ -117,7 +123,7 @@ def fetch(name: str = "stock", *, update: bool = False, notify: Notify | None = 
         if present is None or not directory.exists():
             with scratch_dir() as scratch:
                 notify(f"fetching {package} {version} (about 100 MB, once)")
-                archive = _download(package, version, scratch)
+                archive = packages.download(package, version, scratch)
                 notify(f"unpacking {archive.name}")
                 made = scratch / "kernel"
                 made.mkdir()
@@ -147,10 +153,10 @@ def _newest(name: str) -> tuple[str, str]:
     """Return package and version of the newest kernel of that name which apt knows."""
     pattern = STOCK_PACKAGES[name]
     stem = "linux-image-6.12." if name == "stock" else "linux-image-6.1."
-    known = _apt("apt-cache", "pkgnames", stem).split()
-    packages = [package for package in known if pattern.fullmatch(package)]
-    for package in sorted(packages, key=_numbers, reverse=True):
-        shown = _apt("apt-cache", "show", "--no-all-versions", package)
+    known = packages.apt("apt-cache", "pkgnames", stem).split()
+    matching = [package for package in known if pattern.fullmatch(package)]
+    for package in sorted(matching, key=_numbers, reverse=True):
+        shown = packages.apt("apt-cache", "show", "--no-all-versions", package)
         version = re.search(r"^Version: (\S+)$", shown, re.MULTILINE)
         if version:
             return package, version[1]
@@ -164,32 +170,3 @@ def _newest(name: str) -> tuple[str, str]:
 
 def _numbers(package: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", package))
-
-
-def _download(package: str, version: str, directory: Path) -> Path:
-    _apt("apt-get", "download", f"{package}={version}", cwd=directory)
-    archives = list(directory.glob("*.deb"))
-    if len(archives) != 1:
-        raise LabError(errno.ENOENT, f"apt-get download {package} left no package")
-    return archives[0]
-
-
-def _apt(program: str, *arguments: str, cwd: Path | None = None) -> str:
-    """Run apt and return what it printed; its warnings are shown only when it fails."""
-    done = subprocess.run(
-        [programs.find(program), "--quiet=2", *arguments],
-        cwd=cwd,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-        raise LabError(
-            errno.EIO,
-            f"{program} {' '.join(arguments)} failed: {' '.join(lines) or done.stderr.strip()}",
-            "run 'apt-get update', and see that this machine reaches its package mirror",
-        )
-    return done.stdout

@@ -18,6 +18,8 @@ _PACKAGES = {
     "apt-cache": "apt",
     "dpkg-deb": "dpkg",
     "zstd": "zstd",
+    "ld": "binutils",
+    "tar": "tar",
 }
 _SYSTEM_PATHS = "/usr/sbin:/sbin:/usr/bin:/bin"
 
