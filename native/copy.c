@@ -7,17 +7,14 @@
 #include <string.h>
 
 #include "copy.h"
+#include "crew.h"
 #include "pageferry.h"
 
 enum {
-	/* Below it memcpy is as good, and leaves the target in the caches. */
-	LARGE_BYTES = 1 << 20,
 	/* A thread's pieces: what all wait for at the end is one of them. */
 	PIECE_MOST = 2 << 20,
 	PIECE_LEAST = 64 << 10,
 	PIECES_PER_THREAD = 8,
-	/* Less than this for a thread and handing over costs more than it brings. */
-	BYTES_PER_THREAD = 1 << 20,
 };
 
 typedef uint64_t __attribute__((may_alias)) word;
@@ -72,7 +69,24 @@ pf_copy_lines *pf_copy_arch(uint32_t method)
 	(void)method;
 	return NULL;
 }
+
+bool pf_copy_evict(const unsigned char *lines, uint64_t bytes)
+{
+	(void)lines;
+	(void)bytes;
+	return false;
+}
 #endif
+
+/*
+ * What AUTO goes by: until somebody has measured, what was good on several
+ * machines. large_method AUTO is the widest vector there is.
+ */
+static struct {
+	_Atomic uint32_t large_method;
+	_Atomic uint64_t large_bytes;
+	_Atomic uint64_t thread_bytes;
+} tuning = { PF_COPY_AUTO, 1 << 20, 2 << 20 };
 
 static pf_copy_lines *function_of(uint32_t method)
 {
@@ -92,7 +106,7 @@ const char *pf_copy_name(uint32_t method)
 		[PF_COPY_AUTO] = "auto",
 		[PF_COPY_MEMCPY] = "memcpy",
 		[PF_COPY_WORDS] = "words",
-		[PF_COPY_REP_MOVSB] = "rep movsb",
+		[PF_COPY_REP_MOVSB] = "rep_movsb",
 		[PF_COPY_SSE2] = "sse2",
 		[PF_COPY_AVX2] = "avx2",
 		[PF_COPY_AVX512] = "avx512",
@@ -113,22 +127,49 @@ uint32_t pf_copy_methods(void)
 	return mask;
 }
 
-int pf_copy_choose(uint64_t bytes, uint32_t method)
+static uint32_t large_method(void)
 {
 	static const uint32_t best_first[] = {
 		PF_COPY_AVX512, PF_COPY_AVX2, PF_COPY_SSE2, PF_COPY_NEON, PF_COPY_VSX,
 	};
+	uint32_t method = atomic_load(&tuning.large_method);
 
+	for (size_t i = 0; !method && i < sizeof(best_first) / sizeof(*best_first); i++)
+		if (function_of(best_first[i]))
+			method = best_first[i];
+	return method ? method : PF_COPY_MEMCPY;
+}
+
+void pf_copy_tuned(struct pf_copy_tuning *now)
+{
+	memset(now, 0, sizeof(*now));
+	now->large_method = large_method();
+	now->large_bytes = atomic_load(&tuning.large_bytes);
+	now->thread_bytes = atomic_load(&tuning.thread_bytes);
+}
+
+int pf_copy_tune(const struct pf_copy_tuning *wanted)
+{
+	if (!wanted->large_method || wanted->large_method >= PF_COPY_METHODS ||
+	    !wanted->thread_bytes)
+		return -EINVAL;
+	if (!function_of(wanted->large_method))
+		return -ENOTSUP;
+	atomic_store(&tuning.large_method, wanted->large_method);
+	atomic_store(&tuning.large_bytes, wanted->large_bytes);
+	atomic_store(&tuning.thread_bytes, wanted->thread_bytes);
+	return 0;
+}
+
+int pf_copy_choose(uint64_t bytes, uint32_t method)
+{
 	if (method >= PF_COPY_METHODS)
 		return -EINVAL;
 	if (method != PF_COPY_AUTO)
 		return function_of(method) ? (int)method : -ENOTSUP;
-	if (bytes < LARGE_BYTES)
+	if (bytes < atomic_load(&tuning.large_bytes))
 		return PF_COPY_MEMCPY;
-	for (size_t i = 0; i < sizeof(best_first) / sizeof(*best_first); i++)
-		if (function_of(best_first[i]))
-			return (int)best_first[i];
-	return PF_COPY_MEMCPY;
+	return (int)large_method();
 }
 
 /* Words up to the first line of dst, lines, and what remains. */
@@ -225,7 +266,7 @@ static void claim_pieces(void *arg, uint32_t worker)
 	struct deal *deal = arg;
 
 	(void)worker;
-	for (;;) {
+	while (crew_go_on()) {
 		uint64_t at = atomic_fetch_add(&deal->cursor, deal->piece);
 
 		if (at >= deal->total)
@@ -255,6 +296,13 @@ static uint64_t piece_of(uint64_t total, uint64_t pages, uint64_t page_size, uin
 	return piece < page_size ? page_size : piece / page_size * page_size;
 }
 
+static uint32_t worthwhile(uint64_t total, uint32_t threads)
+{
+	uint64_t work = total / atomic_load(&tuning.thread_bytes);
+
+	return work >= threads ? threads : work ? (uint32_t)work : 1;
+}
+
 static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const int32_t *cpus,
 		    uint32_t method)
 {
@@ -267,9 +315,8 @@ static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const i
 		return chosen;
 	if (!deal->total)
 		return 1;
-	if (method == PF_COPY_AUTO && deal->total / BYTES_PER_THREAD < threads)
-		threads = deal->total < 2 * BYTES_PER_THREAD
-				  ? 1 : (uint32_t)(deal->total / BYTES_PER_THREAD);
+	if (method == PF_COPY_AUTO)
+		threads = worthwhile(deal->total, threads);
 	for (uint64_t i = 0; i < pages; i++)
 		if (entangled(deal->dst[i], deal->src[i], deal->page_size))
 			return -EINVAL;

@@ -3,6 +3,7 @@
 #ifndef PAGEFERRY_COPY_H
 #define PAGEFERRY_COPY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { PF_LINE = 64 };
@@ -15,6 +16,9 @@ typedef void pf_copy_lines(unsigned char *dst, const unsigned char *src, uint64_
 
 /* The function of a method that is particular to a CPU; NULL when this one lacks it. */
 pf_copy_lines *pf_copy_arch(uint32_t method);
+
+/* Write lines back and drop them from all caches; false where programs cannot. */
+bool pf_copy_evict(const unsigned char *lines, uint64_t bytes);
 
 /*
  * Copying memory that others write meanwhile is what these functions are for:

@@ -33,4 +33,11 @@ pf_copy_lines *pf_copy_arch(uint32_t method)
 {
 	return method == PF_COPY_NEON ? copy_neon : NULL;	/* part of aarch64 Linux */
 }
+bool pf_copy_evict(const unsigned char *lines, uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at += PF_LINE)
+		__asm__ volatile("dc civac, %0" : : "r"(lines + at) : "memory");
+	__asm__ volatile("dsb ish" : : : "memory");
+	return true;
+}
 #endif /* __aarch64__ */

@@ -49,4 +49,11 @@ pf_copy_lines *pf_copy_arch(uint32_t method)
 		return copy_vsx;
 	return NULL;
 }
+bool pf_copy_evict(const unsigned char *lines, uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at += PF_LINE)
+		__asm__ volatile("dcbf 0, %0" : : "r"(lines + at) : "memory");
+	__asm__ volatile("sync" : : : "memory");
+	return true;
+}
 #endif /* __powerpc64__ */

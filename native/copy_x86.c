@@ -10,6 +10,7 @@
  * can have more reads under way than L1.
  */
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include "copy.h"
@@ -95,5 +96,24 @@ pf_copy_lines *pf_copy_arch(uint32_t method)
 	default:
 		return NULL;
 	}
+}
+__attribute__((target("clflushopt"))) static void evict_unordered(const unsigned char *lines,
+								  uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at += PF_LINE)
+		_mm_clflushopt((void *)(uintptr_t)(lines + at));
+}
+
+bool pf_copy_evict(const unsigned char *lines, uint64_t bytes)
+{
+	unsigned int a, b, c, d;
+
+	if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && b & bit_CLFLUSHOPT)
+		evict_unordered(lines, bytes);
+	else
+		for (uint64_t at = 0; at < bytes; at += PF_LINE)
+			_mm_clflush(lines + at);
+	_mm_mfence();
+	return true;
 }
 #endif /* __x86_64__ */

@@ -201,6 +201,32 @@ PF_API int pf_copy_page_lists(void *const *dst, const void *const *src, uint64_t
 			      uint64_t page_size, uint32_t threads, const int32_t *cpus,
 			      uint32_t method);
 
+/* What AUTO goes by, in the whole process. */
+struct pf_copy_tuning {
+	uint32_t large_method;	/* of copies of large_bytes and more; memcpy below */
+	uint32_t reserved;
+	uint64_t large_bytes;
+	uint64_t thread_bytes;	/* work for one thread: two from twice this on */
+};
+
+PF_API void pf_copy_tuned(struct pf_copy_tuning *now);
+
+/* -EINVAL: no method, or no bytes for a thread. -ENOTSUP: not on this CPU. */
+PF_API int pf_copy_tune(const struct pf_copy_tuning *wanted);
+
+/*
+ * Measure what is best here, on 8 MiB of memory of its own and in some 20 ms,
+ * the crew's part with one helper placed by cpus (of two entries, or NULL).
+ * Changes nothing: give the result to pf_copy_tune(). -ENOMEM.
+ */
+PF_API int pf_copy_measure(struct pf_copy_tuning *found, const int32_t *cpus);
+
+/*
+ * The loop of the STREAM benchmark, a[i] = b[i], as the compiler makes it. It
+ * is here for comparison.
+ */
+PF_API void pf_stream_copy(double *a, const double *b, uint64_t count);
+
 /* ---- Kernel engine: move_pages(2) from many threads ---------------------- */
 
 enum pf_blocking {

@@ -7,6 +7,7 @@ on a node, ``reserve`` keeps memory ready there.
 """
 
 from .arrays import empty, full, zeros
+from .copying import CopyResult, copy
 from .engine import Progress
 from .errors import (
     NodeError,
@@ -28,6 +29,7 @@ from .topology import Topology, topology
 from .version import __version__
 
 __all__ = [
+    "CopyResult",
     "Failure",
     "MigrateMode",
     "MoveInterrupted",
@@ -45,6 +47,7 @@ __all__ = [
     "Topology",
     "UnsupportedError",
     "__version__",
+    "copy",
     "empty",
     "full",
     "locate",

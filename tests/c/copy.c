@@ -218,6 +218,48 @@ static void no_torn_words(void)
 	pthread_join(thread, NULL);
 }
 
+static void auto_goes_by_the_tuning(void)
+{
+	const struct pf_copy_tuning small = {
+		.large_method = PF_COPY_WORDS, .large_bytes = 100, .thread_bytes = 1000,
+	};
+	struct pf_copy_tuning before, wrong = small, found;
+
+	pf_copy_tuned(&before);
+	CHECK(methods >> before.large_method & 1);
+	CHECK(!pf_copy_tune(&small));
+	CHECK(pf_copy_choose(99, PF_COPY_AUTO) == PF_COPY_MEMCPY);
+	CHECK(pf_copy_choose(100, PF_COPY_AUTO) == PF_COPY_WORDS);
+	CHECK(pf_copy_pages_mthread(to, from, 1999, 8, NULL, PF_COPY_AUTO) == 1);
+	CHECK(pf_copy_pages_mthread(to, from, 2000, 8, NULL, PF_COPY_AUTO) <= 2);
+
+	wrong.large_method = PF_COPY_AUTO;
+	CHECK(pf_copy_tune(&wrong) == -EINVAL);
+	wrong.large_method = PF_COPY_METHODS;
+	CHECK(pf_copy_tune(&wrong) == -EINVAL);
+	wrong = small;
+	wrong.thread_bytes = 0;
+	CHECK(pf_copy_tune(&wrong) == -EINVAL);
+	pf_copy_tuned(&found);
+	CHECK(!memcmp(&found, &small, sizeof(found)));
+
+	CHECK(!pf_copy_measure(&found, NULL));
+	CHECK(!pf_copy_tune(&found));
+	CHECK(found.large_bytes >= 4096 && found.large_bytes <= 64 << 20);
+	CHECK(found.thread_bytes >= 4096 && found.thread_bytes <= 64 << 20);
+	CHECK(!pf_copy_tune(&before));
+}
+
+static void stream(void)
+{
+	double a[100] = { 0 }, b[100];
+
+	for (int i = 0; i < 100; i++)
+		b[i] = i;
+	pf_stream_copy(a, b, 99);
+	CHECK(!memcmp(a, b, 99 * sizeof(*a)) && a[99] == 0);
+}
+
 static unsigned char *memory(void)
 {
 	unsigned char *mapped = mmap(NULL, ROOM, PROT_READ | PROT_WRITE,
@@ -240,6 +282,8 @@ int main(void)
 	lists();
 	refusals();
 	no_torn_words();
+	auto_goes_by_the_tuning();
+	stream();
 	pf_crew_stop();
 	printf("copy: ok:");
 	for EACH_METHOD(m)

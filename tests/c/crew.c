@@ -191,7 +191,11 @@ static void *forker(void *arg)
 		if (!child) {
 			/* The child's crew is its own: it must work, and be new. */
 			atomic_int own = 0;
-			int workers = pf_crew_run(3, NULL, nothing, &own, NULL, NULL, 0);
+			int workers;
+
+			if (!CHILD_MAY_HAVE_THREADS)
+				_exit(0);
+			workers = pf_crew_run(3, NULL, nothing, &own, NULL, NULL, 0);
 
 			_exit(workers >= 1 && atomic_load(&own) == workers ? 0 : 1);
 		}
@@ -392,7 +396,7 @@ static void another_user(void)
 	pid_t child;
 	int status;
 
-	if (geteuid())
+	if (geteuid() || !CHILD_MAY_HAVE_THREADS)
 		return;
 	fflush(NULL);
 	child = fork();

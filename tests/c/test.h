@@ -6,6 +6,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/*
+ * A child of a process with threads may start its own: Linux and the C library allow it, but the
+ * thread sanitizer and QEMU's user emulation lose their way there.
+ */
+#if defined(__SANITIZE_THREAD__) || defined(EMULATED)
+enum { CHILD_MAY_HAVE_THREADS = 0 };
+#else
+enum { CHILD_MAY_HAVE_THREADS = 1 };
+#endif
+
 #define CHECK(condition)                                                             \
 	do {                                                                         \
 		if (!(condition)) {                                                  \
