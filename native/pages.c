@@ -2,10 +2,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "pages.h"
 
 /*
@@ -236,15 +236,6 @@ void batch_place(struct batch *batch, void *room, uint64_t capacity)
 	batch->kind = batch->shift + capacity;
 }
 
-static long raw_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
-			   const int32_t *nodes, int32_t *status, int flags)
-{
-	long result = syscall(SYS_move_pages, (long)pid, (unsigned long)count, pages, nodes,
-			      status, (long)flags);
-
-	return result < 0 ? -errno : result;
-}
-
 long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
 		    const int32_t *nodes, int32_t *status, int flags)
 {
@@ -265,12 +256,6 @@ int query_nodes(int32_t pid, uint64_t count, const uint64_t *pages, int32_t *sta
 		result = sys_move_pages(pid, count, pages, NULL, status, 0);
 	} while (result == -EINTR);
 	return result < 0 ? (int)result : 0;
-}
-
-int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
-			  const int32_t *nodes, int32_t *status, int32_t flags)
-{
-	return raw_move_pages(pid, count, pages, nodes, status, flags);
 }
 
 uint64_t now_us(void)

@@ -387,6 +387,73 @@ PF_API int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes);
 /* What the pool holds now. */
 PF_API uint64_t pf_pool_bytes(int32_t node, uint32_t shift);
 
+/* ---- The NUMA system calls as they are ------------------------------------- */
+
+/*
+ * Each returns what the system call returns, or -errno; see the man pages. A
+ * node mask is an array of 64-bit words; maxnode is its number of bits, plus 1.
+ */
+PF_API int64_t pf_sys_mbind(uint64_t start, uint64_t length, int32_t mode,
+			    const uint64_t *mask, uint64_t maxnode, uint32_t flags);
+PF_API int64_t pf_sys_migrate_pages(int32_t pid, uint64_t maxnode, const uint64_t *from,
+				    const uint64_t *to);
+PF_API int64_t pf_sys_get_mempolicy(int32_t *mode, uint64_t *mask, uint64_t maxnode,
+				    uint64_t address, uint64_t flags);
+PF_API int64_t pf_sys_set_mempolicy(int32_t mode, const uint64_t *mask, uint64_t maxnode);
+PF_API int64_t pf_sys_set_mempolicy_home_node(uint64_t start, uint64_t length,
+					      uint64_t home_node, uint64_t flags);
+
+/* ---- The same calls with MPOL_MF_MOVE_MT: done by several threads ------------ */
+
+/*
+ * The flag of mbind() and move_pages(): move with several threads. A stock
+ * kernel answers EINVAL to it; the functions below take it on every kernel.
+ */
+enum { PF_MPOL_MF_MOVE_MT = 1 << 7 };
+
+/* 1 when the running kernel takes the flag itself (found by trying), else 0. */
+PF_API int pf_kernel_has_mt(void);
+
+struct pf_mt {
+	/* set by the caller */
+	uint32_t threads;		/* caller included */
+	uint32_t measure;		/* not 0: find out the bytes that move_pages moves */
+	const int32_t *cpus;		/* one for each thread, or NULL */
+	uint64_t memory_nodes[16];	/* the machine's nodes with memory; empty: not known */
+	/* added up by the core; another thread may read them at any time */
+	uint64_t calls;			/* done by several threads */
+	uint64_t passed;		/* handed to the kernel as they were */
+	uint64_t pages;			/* moved; a huge page is one, or as often as it is listed */
+	uint64_t bytes;			/* moved */
+	uint64_t busy_us;		/* inside the calls done by several threads */
+	uint64_t repeated;		/* calls undone and handed to the kernel after a failure */
+	uint32_t workers;		/* most that took part in a call */
+	uint32_t reserved;
+};
+
+/*
+ * Like the system calls, to the letter: return value (or -errno), statuses in
+ * the caller's order, and where pages are afterwards, also when some cannot be
+ * moved. What several threads cannot do in exactly the kernel's way is handed
+ * to the kernel as it is: lists that name the same 2 MiB block in several
+ * places, policies with more than one node, anything small or wrong.
+ *
+ * One deviation: a large folio of a file, or moved by mremap(2), that crosses a
+ * multiple of 2 MiB and is listed on both sides of it, may show EBUSY for
+ * another of its pages than with one thread.
+ *
+ * Any pointer may be bad; that is EFAULT. mt->threads 1 hands everything on.
+ */
+PF_API int64_t pf_mt_move_pages(struct pf_mt *mt, int32_t pid, uint64_t count,
+				const uint64_t *pages, const int32_t *nodes, int32_t *status,
+				int32_t flags);
+PF_API int64_t pf_mt_mbind(struct pf_mt *mt, uint64_t start, uint64_t length, int32_t mode,
+			   const uint64_t *mask, uint64_t maxnode, uint32_t flags);
+
+/* migrate_pages(2) has no flags: this is the parallel form itself. */
+PF_API int64_t pf_mt_migrate_pages(struct pf_mt *mt, int32_t pid, uint64_t maxnode,
+				   const uint64_t *from, const uint64_t *to);
+
 /* cffi: end */
 
 #ifdef __cplusplus
