@@ -17,7 +17,18 @@ from . import console
 from .errors import DescriptionError, NodeError, PageferryError, RangeError
 from .version import __version__
 
-COMMANDS = ("topology", "locate", "plan", "move", "predict", "bench", "doctor", "lab", "completion")
+COMMANDS = (
+    "topology",
+    "locate",
+    "plan",
+    "move",
+    "run",
+    "predict",
+    "bench",
+    "doctor",
+    "lab",
+    "completion",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
