@@ -89,9 +89,9 @@ class Calibration:
             )
         measured = []
         for name, entry in fields.items("measured", 100):
-            if entry not in {*BOUNDS, "page_us"}:
+            if not isinstance(entry, str) or entry not in {*BOUNDS, "page_us"}:
                 raise ValueError(f"{name} is no field of the costs")
-            measured.append(str(entry))
+            measured.append(entry)
         when = fields.text("when", 40)
         fields.end()
         return cls(costs, near, tuple(links), tuple(measured), when)
@@ -143,7 +143,7 @@ def load(where: Path) -> Calibration | None:
         if error.errno == errno.ELOOP:
             raise ValueError("it is a symbolic link") from None
         raise
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is no regular file")
@@ -151,7 +151,9 @@ def load(where: Path) -> Calibration | None:
             raise ValueError(f"it belongs to another user (uid {about.st_uid})")
         if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ValueError("others can write it")
-        data = file.read(_LONGEST + 1)
+        data = os.read(handle, _LONGEST + 1)  # whole: it is a regular file
+    finally:
+        os.close(handle)
     if len(data) > _LONGEST:
         raise ValueError(f"it is longer than {_LONGEST >> 10} KiB")
     try:

@@ -11,7 +11,9 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from . import console
 from .errors import DescriptionError, NodeError, PageferryError, RangeError
@@ -24,6 +26,7 @@ COMMANDS = (
     "move",
     "run",
     "predict",
+    "calibrate",
     "bench",
     "doctor",
     "lab",
@@ -50,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = build_parser().parse_args(argv)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
-        return code
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(args)
     except (NodeError, RangeError, DescriptionError) as error:
         console.complain(str(error))
         return 2
@@ -67,6 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # must not complain about it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    code: int = args.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    console.complain(str(message))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class Memory(PageArray):
 
     def nodes(self) -> dict[int, int]:
         """Bytes by node."""
-        return nodes_of(self.address, self.bytes) or _nodes_by_page(self)
+        found = nodes_of(self.address, self.bytes)
+        # Too many: the kernel has merged the mapping with a small neighbour.
+        return found if 0 < sum(found.values()) <= self.bytes else _nodes_by_page(self)
 
 
 def _nodes_by_page(memory: Memory) -> dict[int, int]:
