@@ -305,6 +305,15 @@ struct pf_move {
  */
 PF_API int pf_move_run(struct pf_move *move);
 
+/* ---- Latency ---------------------------------------------------------------- */
+
+/*
+ * Follow a chain of words, each the address of the next, from *place on, and
+ * leave there how far it came. Returns the nanoseconds that so many hops took;
+ * -EINVAL when *place is no word's address.
+ */
+PF_API int64_t pf_chase(uint64_t *place, uint64_t hops);
+
 /* ---- Where pages are ------------------------------------------------------ */
 
 struct pf_locate {

@@ -8,7 +8,7 @@ import errno
 from pathlib import Path
 
 from ..errors import NodeError, RangeError
-from ..flags import parse_nodes, parse_range
+from ..flags import parse_nodes, parse_range, parse_size
 from ..pictures import canvas
 from ..topology import Topology, topology
 
@@ -54,6 +54,17 @@ def addresses(text: str) -> range:
         return parse_range(text)
     except RangeError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def byte_count(text: str) -> int:
+    """Read a size such as ``256M``: at least one byte."""
+    try:
+        size = parse_size(text)
+    except RangeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not size:
+        raise argparse.ArgumentTypeError("a size of 0 bytes is none")
+    return size
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

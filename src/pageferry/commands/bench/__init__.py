@@ -7,7 +7,7 @@ import argparse
 import importlib
 from typing import Any
 
-EXPERIMENTS = ("series", "call", "model")
+EXPERIMENTS = ("series", "call", "model", "matrix")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

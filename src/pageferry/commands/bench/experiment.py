@@ -134,7 +134,7 @@ def show(
 ) -> int:
     """Print the figures, and write what ``add_output`` lets be asked for; return the exit code."""
     if args.output:
-        args.output.write_text(json.dumps(figures, indent=1) + "\n")
+        write(args.output, lambda path: path.write_text(json.dumps(figures, indent=1) + "\n"))
     if args.json:
         console.print_json(figures)
     else:
@@ -143,6 +143,14 @@ def show(
         plot(figures, args.plot)
     arguments.say_written(args, args.output, args.plot)
     return 0
+
+
+def write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Have ``writer`` write a file. Raises ``PageferryError`` when it cannot be written."""
+    try:
+        writer(path)
+    except OSError as error:
+        raise PageferryError(error.errno or 0, f"cannot write {path}") from None
 
 
 def say(text: str) -> None:
