@@ -8,11 +8,12 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man clean help
+	man clean help test-kernel
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
 	@echo "make test    all tests, on this machine and in lab guests"
+	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
@@ -29,6 +30,10 @@ test-host: build lab
 
 test-guest: build lab
 	$(BIN)/python scripts/guest_tests.py
+
+# Builds Linux with the patches of kernel/ first: ten minutes of two CPUs, then from cache.
+test-kernel: build
+	scripts/test_kernel
 
 # Both build what they run themselves, in build-* folders.
 test-arch:

@@ -19,7 +19,9 @@ enum { MPOL_MF_MOVE_FLAG = 1 << 1, MPOL_MF_MOVE_ALL_FLAG = 1 << 2 };
 
 int move_flags(const struct pf_move *move)
 {
-	return move->flags & PF_MOVE_SHARED ? MPOL_MF_MOVE_ALL_FLAG : MPOL_MF_MOVE_FLAG;
+	int flags = move->flags & PF_MOVE_SHARED ? MPOL_MF_MOVE_ALL_FLAG : MPOL_MF_MOVE_FLAG;
+
+	return move->flags & PF_MOVE_KERNEL_MT ? flags | PF_MPOL_MF_MOVE_MT : flags;
 }
 
 /* How many of the base pages of a huge one are on the target; the rest go to left. */

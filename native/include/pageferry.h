@@ -238,6 +238,7 @@ enum pf_blocking {
 enum {
 	PF_MOVE_SHARED = 1,	/* MPOL_MF_MOVE_ALL: pages of several processes too */
 	PF_MOVE_EXACT = 2,	/* ask for every page's node before moving it */
+	PF_MOVE_KERNEL_MT = 4,	/* MPOL_MF_MOVE_MT: see pf_kernel_has_mt() */
 };
 
 struct pf_failure {

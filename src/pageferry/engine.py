@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._native import ffi, lib
+from .flags import MigrateMode
 from .pages import KINDS
 from .plan import Plan
 from .process import HeldProcess
 from .report import STATUS, Failure
+from .syscalls import kernel_has_mt
 
 if TYPE_CHECKING:
     from typing import Any
@@ -97,6 +99,10 @@ class KernelRun:
         c = self._c
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
         c.threads, c.cpus, c.blocking = plan.threads, self._cpus, int(plan.mode.blocking)
+        if kernel_has_mt() and MigrateMode.ST not in plan.mode:
+            c.flags |= lib.PF_MOVE_KERNEL_MT
+        else:
+            c.flags &= ~lib.PF_MOVE_KERNEL_MT
         c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
 
     def run(self, extents: npt.NDArray[np.void], *, statuses: bool = False) -> int:
@@ -207,6 +213,7 @@ class KernelRun:
             "exact": not p.pages_unsampled,
             "workers": int(self._c.workers),
             "helpers_left": int(self._c.helpers_left),
+            "kernel_mt": bool(self._c.flags & lib.PF_MOVE_KERNEL_MT),
             "calls": int(p.calls),
             "retried": int(p.retried),
             "longest_call_ms": p.longest_call_us / 1000,

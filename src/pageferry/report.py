@@ -65,8 +65,10 @@ class MoveResult:
     False when only a sample of the base pages was asked for its node beforehand, so that pages
     which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
     this process used meanwhile, all its threads together, and ``helpers_left`` how many threads of
-    the crew left early, as their CPUs were wanted by others. ``verified`` maps nodes to pages of
-    a sample that was asked again after the move. ``counters`` is the change of the kernel's own
+    the crew left early, as their CPUs were wanted by others. ``kernel_mt`` is True when the kernel
+    was allowed to copy with several threads as well (MPOL_MF_MOVE_MT, a patched kernel; see
+    ``pgmigrate_mt_success`` in ``counters``). ``verified`` maps nodes to pages of a sample that was
+    asked again after the move. ``counters`` is the change of the kernel's own
     counters, which are system-wide.
     """
 
@@ -94,6 +96,7 @@ class MoveResult:
     exact: bool = True
     workers: int = 1
     helpers_left: int = 0
+    kernel_mt: bool = False
     cpu_seconds: float = 0.0
     calls: int = 0
     retried: int = 0

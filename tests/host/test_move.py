@@ -46,6 +46,7 @@ from pageferry.process import HeldProcess
 from pageferry.procfs import smaps
 from pageferry.refusal import refusal
 from pageferry.survey import Survey
+from pageferry.syscalls import kernel_has_mt
 from pageferry.target import resolve
 from pageferry.topology import topology
 
@@ -159,6 +160,7 @@ def test_a_result_is_data() -> None:
     value = json.loads(json.dumps(result.as_dict()))
     assert value["bytes_already"] == HUGE
     assert value["complete"] is True and value["stopped"] is None
+    assert value["kernel_mt"] is kernel_has_mt()
     assert value["plan"]["mode"] == "SYNC" and value["plan"]["engine"] == "kernel"
     assert value["counters"].keys() >= {"pgmigrate_success", "thp_migration_success"}
     assert "statuses" not in value

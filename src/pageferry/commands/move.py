@@ -127,6 +127,7 @@ def show(result: MoveResult) -> None:
         f"Moved {console.size(result.bytes_moved)} to node {result.node} in "
         f"{result.seconds * 1e3:.1f} ms, {result.gbps:.2f} GB/s, with "
         f"{result.workers} thread{'s' if result.workers != 1 else ''}"
+        f"{' and those of the kernel' if result.kernel_mt else ''}"
         + (f" ({pages} pages: {kinds})" if pages else "")
     )
     rest = {
