@@ -18,6 +18,15 @@ enum {
 void mt_count(struct pf_mt *mt, uint64_t begun_us, uint64_t pages, uint64_t bytes,
 	      uint32_t workers);
 
+/*
+ * The flags without MPOL_MF_MOVE_MT, which the kernel does not know; with it
+ * where none says to move, so that the kernel answers EINVAL.
+ */
+static inline uint32_t mt_plain_flags(uint32_t flags)
+{
+	return flags & (MOVE | MOVE_ALL) ? flags & ~(uint32_t)PF_MPOL_MF_MOVE_MT : flags;
+}
+
 /* Count a call that the kernel gets as it is, and return result. */
 int64_t mt_passed(struct pf_mt *mt, int64_t result);
 

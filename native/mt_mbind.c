@@ -59,7 +59,7 @@ int64_t pf_mt_mbind(struct pf_mt *mt, uint64_t start, uint64_t length, int32_t m
 	struct mt_mover mover = { .error = 0 };
 	int32_t target = -1;
 
-	flags &= ~(uint32_t)PF_MPOL_MF_MOVE_MT;
+	flags = mt_plain_flags(flags);
 	if (mt->threads > 1 && mt->threads <= PF_MAX_THREADS)
 		target = target_of(start, length, mode, mask, maxnode, flags);
 	if (target < 0 || (flags & MOVE_ALL && !may_move_all()))

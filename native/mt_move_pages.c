@@ -507,7 +507,7 @@ int64_t pf_mt_move_pages(struct pf_mt *mt, int32_t pid, uint64_t count,
 			 int32_t flags)
 {
 	struct call call = {
-		.pid = pid, .flags = flags & ~PF_MPOL_MF_MOVE_MT, .count = count,
+		.pid = pid, .flags = (int32_t)mt_plain_flags((uint32_t)flags), .count = count,
 		.pages = pages, .nodes = nodes, .status = status,
 	};
 	int64_t result;

@@ -65,10 +65,10 @@ static bool wanted(bool flag)
 	return owner == (pid_t)raw_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
 }
 
-/* The flags for the kernel alone. */
+/* The flags for the kernel alone. Without a flag to move, ours is wrong: EINVAL. */
 static long plain(long flags)
 {
-	if (flags & PF_MPOL_MF_MOVE_MT &&
+	if (flags & PF_MPOL_MF_MOVE_MT && flags & (MOVE | MOVE_ALL) &&
 	    (preload_settings.mode == PRELOAD_NEVER || !kernel_takes_mt()))
 		flags &= ~(long)PF_MPOL_MF_MOVE_MT;
 	return flags;

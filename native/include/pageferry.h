@@ -416,8 +416,9 @@ PF_API int64_t pf_sys_set_mempolicy_home_node(uint64_t start, uint64_t length,
 /* ---- The same calls with MPOL_MF_MOVE_MT: done by several threads ------------ */
 
 /*
- * The flag of mbind() and move_pages(): move with several threads. A stock
- * kernel answers EINVAL to it; the functions below take it on every kernel.
+ * The flag of mbind() and move_pages(): move with several threads. It goes with
+ * MPOL_MF_MOVE or MPOL_MF_MOVE_ALL, else the answer is EINVAL, which is also what
+ * a stock kernel says; the functions below take it on every kernel.
  */
 enum { PF_MPOL_MF_MOVE_MT = 1 << 7 };
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -118,6 +119,13 @@ def test_exit_codes(tmp_path: Path) -> None:
 def test_options_after_the_command_are_its_own() -> None:
     done = pageferry_run("--mt", "always", "echo", "--mt", "never", "--stats")
     assert done.stdout == "--mt never --stats\n" and done.stderr == ""
+
+
+def test_the_flag_goes_with_a_move(node: int) -> None:
+    """As in the patched kernel: alone it is wrong."""
+    for mode in ("flag", "always", "never"):
+        done = pageferry_run("--mt", mode, *move(node, 1 << 7))
+        assert done.stdout.startswith(f"-1 {errno.EINVAL} ")
 
 
 # --- what is said

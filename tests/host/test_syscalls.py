@@ -72,6 +72,8 @@ def test_move_is_refused(region: Region, bits: int) -> None:
         move_pages(1 << 22, pages, HERE, flags.MPOL_MF_MOVE | bits)
     with refused(errno.EINVAL):
         move_pages(0, pages, HERE, flags.MPOL_MF_STRICT | bits)
+    with refused(errno.EINVAL):
+        move_pages(0, pages, HERE, MT)
     assert move_pages(0, [], [], flags.MPOL_MF_MOVE | bits).not_moved == 0
     with pytest.raises(ValueError):
         move_pages(0, pages, [HERE, HERE], flags.MPOL_MF_MOVE | bits)
@@ -134,6 +136,8 @@ def test_bind_is_refused(region: Region, bits: int) -> None:
         mbind(region.address, region.size, flags.MPOL_BIND, [1000], move)
     with refused(errno.EINVAL):
         mbind(region.address, region.size, 99, [HERE], move)
+    with refused(errno.EINVAL):
+        mbind(region.address, region.size, flags.MPOL_BIND, [HERE], MT)
     with refused(errno.EFAULT):
         mbind(PAGE, region.size, flags.MPOL_BIND, [HERE], move)
     with refused(errno.EINVAL):
