@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pageferry import preload
+from pageferry.bench.preload import idle
 from pageferry.preload import Counters, environment, library
+from pageferry.syscalls import kernel_has_mt
 
 ROOT = Path(__file__).parents[2]
 MODES = ("flag", "always", "never")
@@ -92,19 +94,9 @@ def test_only_the_calls_are_taken() -> None:
 
 def test_a_program_that_never_moves_pays_little() -> None:
     """No thread, and less than 200 KiB that is in memory."""
-    done = run("cat", "/proc/self/status", "/proc/self/smaps", **environment("always"))
-    assert done.returncode == 0 and done.stderr == ""
-    threads = re.search(r"^Threads:\s*(\d+)$", done.stdout, re.M)
-    assert threads and threads[1] == "1"
-    resident = 0
-    ours = False
-    for line in done.stdout.splitlines():
-        words = line.split()
-        if re.match("[0-9a-f]+-[0-9a-f]+$", words[0]):
-            ours = line.endswith(preload.LIBRARY)
-        elif ours and words[0] == "Rss:":
-            resident += int(words[1])
-    assert 0 < resident < 200
+    found = idle(environment("always"))
+    assert found["threads"] == 1
+    assert 0 < found["bytes"] < 200 << 10
 
 
 def test_counters(programs: dict[str, Path]) -> None:
@@ -132,6 +124,31 @@ def test_the_environment_keeps_other_libraries() -> None:
     assert values["PAGEFERRY_MT"] == "always" and values["PAGEFERRY_THREADS"] == "2"
     assert values["PAGEFERRY_CPUS"].count(",") == 1 and values["PAGEFERRY_NODES"]
     assert values["PAGEFERRY_LOG"] == "stderr" and "PAGEFERRY_STATS" not in values
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """Falls back to one thread alone, and has several under the library."""
+    program = compile_program(ROOT / "examples/move_mt.c", tmp_path)
+    alone = subprocess.run([program, "0"], capture_output=True, text=True, timeout=60)
+    with Counters() as counters:
+        done = run(program, 0, **environment("flag", threads=2, stats=counters.path))
+        calls = counters.read().calls
+    assert done.stdout == "16384 of 16384 pages on node 0, by several threads\n"
+    if not kernel_has_mt():
+        assert alone.stdout == "16384 of 16384 pages on node 0, by one thread\n"
+        assert calls == 1
+
+
+def test_the_manual_tells_every_variable() -> None:
+    text = (ROOT / "docs/man/pageferry-preload.7").read_text()
+    source = (ROOT / "native/preload_settings.c").read_text()
+    names = set(re.findall(r'setting\("(PAGEFERRY_\w+)"\)', source))
+    assert len(names) == 6
+    assert {name for name in names if f".B {name}\n" not in text} == set()
+    for page in ("pageferry-preload.7", "MPOL_MF_MOVE_MT.7"):
+        assert (Path(sys.prefix) / "share/man/man7" / page).read_text() == (
+            ROOT / "docs/man" / page
+        ).read_text()
 
 
 @pytest.mark.skipif(not shutil.which("migratepages"), reason="numactl is not installed")
