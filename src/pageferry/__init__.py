@@ -23,15 +23,18 @@ from .locate import locate
 from .migrate import MoveInterrupted, move
 from .plan import Plan
 from .planning import plan_move
+from .policy import Bound, Migrated, bind, interleave, migrate_pages
 from .pool import Reservation, reserve
 from .report import Failure, MoveResult, Placement
 from .topology import Topology, topology
 from .version import __version__
 
 __all__ = [
+    "Bound",
     "CopyResult",
     "Failure",
     "MigrateMode",
+    "Migrated",
     "MoveInterrupted",
     "MoveResult",
     "NodeError",
@@ -47,10 +50,13 @@ __all__ = [
     "Topology",
     "UnsupportedError",
     "__version__",
+    "bind",
     "copy",
     "empty",
     "full",
+    "interleave",
     "locate",
+    "migrate_pages",
     "move",
     "plan_move",
     "reserve",
