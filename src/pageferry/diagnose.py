@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-from . import probe, procfs, sysfs
+from . import preload, probe, procfs, switch, syscalls, sysfs
 from .console import size
-from .errors import errno_name
+from .errors import PageferryError, errno_name
 from .flags import format_nodes
+from .switch import read_switch
 from .topology import Topology, topology
 
 Verdict = Literal["ok", "info", "warn", "fail"]
@@ -65,6 +66,7 @@ def diagnose(root: str | os.PathLike[str] = "/", *, fast: bool = False) -> list[
         "seccomp": partial(_seccomp, base),
         "PAGEMAP_SCAN": _pagemap_scan,
         "userfaultfd": partial(_userfaultfd, base),
+        "MPOL_MF_MOVE_MT": partial(_switch, base),
         "THP": partial(_thp, base),
         "hugetlb": partial(_hugetlb, here),
         "NUMA balancing": partial(_balancing, base),
@@ -196,6 +198,28 @@ def _userfaultfd(base: Path) -> _Answer:
     if lacking:
         return "info", f"{finding}, without {', '.join(lacking)}", "Linux 6.8 has MOVE and WP"
     return "ok", f"{finding}, with {', '.join(features)}", ""
+
+
+def _switch(base: Path) -> _Answer:
+    """Which calls of programs use several threads: the kernel's doing, or our library's."""
+    here = "not known to this kernel"
+    if syscalls.kernel_has_mt():
+        setting = sysfs.text(base / "proc/sys/vm/mt_page_copy")
+        here = f"known to this kernel (vm.mt_page_copy={setting or 'unknown'})"
+    try:
+        setup = read_switch(base)
+        preload.library()
+    except PageferryError as error:
+        cure = "mend it: programs that `pageferry run` starts go without"
+        return "warn", f"{here}; {error.strerror}", cure
+    meaning = {
+        "never": "0: no call uses several threads",
+        "always": "1: every call uses several threads",
+        "flag": '"flag": calls that ask for it use several threads',
+    }[setup.mode]
+    origin = f"/{switch.FILE}" if setup.path else "pageferry run"
+    threads = f", {setup.threads}" if setup.threads else ""
+    return "ok", f"{here}; {origin}: {meaning}{threads}", ""
 
 
 def _thp(base: Path) -> _Answer:

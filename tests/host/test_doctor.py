@@ -26,7 +26,16 @@ from pageferry.diagnose import Check, diagnose
 
 NAMES = [
     *("kernel", "NUMA nodes", "cpuset", "move_pages", "capabilities", "seccomp", "PAGEMAP_SCAN"),
-    *("userfaultfd", "THP", "hugetlb", "NUMA balancing", "demotion", "zone reclaim", "memory"),
+    *(
+        "userfaultfd",
+        "MPOL_MF_MOVE_MT",
+        "THP",
+        "hugetlb",
+        "NUMA balancing",
+        "demotion",
+        "zone reclaim",
+        "memory",
+    ),
     *("QEMU", "KVM"),
 ]
 LAZY = importlib.import_module  # before any test replaces it
@@ -423,3 +432,21 @@ def test_json_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert [each["name"] for each in said["checks"]] == NAMES
     assert said["ok"] == (code == 0)
     assert "\x1b" not in json.dumps(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "words"),
+    [
+        (None, "ok", 'pageferry run: "flag"'),
+        ("mt = 1\nthreads = 4", "ok", "/etc/pageferry.toml: 1: every call uses several threads, 4"),
+        ("mt = 0", "ok", "no call uses several threads"),
+        ("mt = 7", "warn", '0, 1 or "flag"'),
+    ],
+)
+def test_the_switch(tmp_path: Path, text: str | None, verdict: str, words: str) -> None:
+    if text is not None:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/pageferry.toml").write_text(text)
+    (check,) = (c for c in diagnose(tmp_path, fast=True) if c.name == "MPOL_MF_MOVE_MT")
+    assert check.verdict == verdict
+    assert words in check.finding
