@@ -7,6 +7,7 @@ on a node, ``reserve`` keeps memory ready there.
 """
 
 from .arrays import empty, full, zeros
+from .calibration import CalibrationWarning
 from .copying import CopyResult, copy
 from .engine import Progress
 from .errors import (
@@ -31,6 +32,7 @@ from .version import __version__
 
 __all__ = [
     "Bound",
+    "CalibrationWarning",
     "CopyResult",
     "Failure",
     "MigrateMode",

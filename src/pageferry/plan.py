@@ -13,6 +13,7 @@ from typing import Any
 from .calibration import Calibration, current
 from .flags import MigrateMode
 from .model import Prediction, best_threads, predict
+from .quota import threads_within_quota
 from .seats import Seats, seats_near
 from .strict import Fields, whole
 from .topology import Topology
@@ -210,9 +211,12 @@ def _auto(
 ) -> tuple[int, str]:
     if count <= 1:
         return 1, "1 thread: one page is no work for more" if count else "1 thread: no pages"
-    number = best_threads(known.costs, seats, pages, link_gbps=link)
+    quota = threads_within_quota()
+    number = best_threads(known.costs, seats, pages, most=quota, link_gbps=link)
     if insist and number == 1 and seats.cores > 1:
         return 2, "2 threads: multi-threaded mode was asked for"
+    if quota is not None and number == quota < seats.cores:
+        return number, f"{_threads(number)}: the cgroup has CPU time for no more (cpu.max)"
     if number == seats.cores:
         return number, f"{_threads(number)}: one for each core this process may use"
     if number == count:

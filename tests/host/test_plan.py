@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from regions import HUGE, PAGE, Region
 
 from pageferry import MigrateMode, NodeError, Plan, move, plan_move
+from pageferry import plan as planned
 from pageferry.calibration import Calibration
 from pageferry.commands.plan import read_plan
 from pageferry.errors import DescriptionError
 from pageferry.model import Costs
 from pageferry.nodes import machine
 from pageferry.plan import MAX_THREADS, make_plan
+from pageferry.quota import cpu_quota
 from pageferry.topology import Cache, Cpu, Node, Topology
 
 PROGRAM = [sys.executable, "-m", "pageferry"]
@@ -155,6 +157,52 @@ def test_a_plan_says_why() -> None:
     assert plan.expected_gbps == pytest.approx(100_000 * PAGE / plan.expected_seconds / 1e9)
     told = make_plan(machine(), 0, {PAGE: 100}, calibration=replace(CHEAP, note="a note"))
     assert told.reasons[-1] == "a note"
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Path:
+    """A tree with a cgroup two levels deep, no limit on any level."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/elsewhere\n0::/pod/box\n")
+    (tmp_path / "sys/fs/cgroup/pod/box").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("above", "own", "quota"),
+    [
+        (None, None, None),
+        ("max 100000", "max 100000", None),
+        ("max 100000", "250000 100000", 2.5),
+        ("150000 100000", "400000 100000", 1.5),
+        ("50000 100000", None, 0.5),
+        ("100000", "1 0", None),
+        ("-5 100000", "many", None),
+    ],
+)
+def test_the_tightest_cpu_max_counts(
+    cgroup: Path, above: str | None, own: str | None, quota: float | None
+) -> None:
+    for text, folder in ((above, "pod"), (own, "pod/box")):
+        if text is not None:
+            (cgroup / "sys/fs/cgroup" / folder / "cpu.max").write_text(text + "\n")
+    assert cpu_quota(cgroup) == quota
+
+
+@pytest.mark.parametrize("line", ["", "0::/../other", "4:cpu:/pod"])
+def test_no_cgroup_of_version_2_is_no_limit(cgroup: Path, line: str) -> None:
+    (cgroup / "sys/fs/cgroup/pod/cpu.max").write_text("100000 100000")
+    (cgroup / "proc/self/cgroup").write_text(line)
+    assert cpu_quota(cgroup) is None
+
+
+@pytest.mark.usefixtures("all_cpus")
+def test_a_quota_limits_threads_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A limit of this process cannot be had without a cgroup to write to.
+    monkeypatch.setattr(planned, "threads_within_quota", lambda: 3)
+    plan = make_plan(sockets(), 1, {PAGE: 1 << 20}, calibration=CHEAP)
+    assert plan.threads == 3 and "cpu.max" in plan.reasons[1]
+    assert make_plan(sockets(), 1, {PAGE: 1 << 20}, threads=5, calibration=CHEAP).threads == 5
 
 
 # --- kept and read back

@@ -285,6 +285,20 @@ def test_own_runs_are_predicted_from_those_by_one_thread(tmp_path: Path) -> None
     plot_check(figures, tmp_path / "check.png")
 
 
+def test_own_runs_are_predicted_from_a_calibration(tmp_path: Path) -> None:
+    runs = ROOT / "docs/pageferry-series.json"
+    found = check_runs(json.loads(runs.read_text()), DEFAULT_COSTS)
+    assert not any(row["fitted"] for row in found["rows"]) and found["costs"]["call_us"] == 500.0
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps({"costs": DEFAULT_COSTS.as_dict()}))
+    command = [sys.executable, "-m", "pageferry", "bench", "model", "--runs", str(runs), "--costs"]
+    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "the costs are a calibration's" in done.stdout
+    costs.write_text('{"costs": {}}')
+    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "has no costs: costs.call_us is missing" in done.stderr
+
+
 # --- sweeps and the command
 
 

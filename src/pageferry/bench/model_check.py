@@ -117,11 +117,12 @@ def _check_source(name: str, source: Source) -> dict[str, Any]:
     }
 
 
-def check_runs(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Fit the one-thread rows of ``bench series`` on this or another machine, predict the rest.
+def check_runs(figures: Mapping[str, Any], costs: Costs | None = None) -> dict[str, Any]:
+    """Predict the rows of ``bench series`` from ``costs``, or from its rows by one thread.
 
-    ``figures`` are what ``bench series --output`` wrote. A row that is no work of the model's kind
-    has a ``left_out`` that says why.
+    ``figures`` are what ``bench series --output`` wrote, ``costs`` those of a calibration of the
+    same machine; without them the model is fitted to the one-thread rows. A row that is no work of
+    the model's kind has a ``left_out`` that says why.
     """
     cpus = int(figures["machine"]["cpus"])
     seats = Seats(tuple(range(cpus)), tuple(range(cpus)), (False,) * cpus)
@@ -138,15 +139,18 @@ def check_runs(figures: Mapping[str, Any]) -> dict[str, Any]:
                     "pages": int(case["pages"]),
                     "threads": threads,
                     "published": float(way["gbps"]),
-                    "fitted": way["name"] == "pageferry, 1 thread",
+                    "fitted": costs is None and way["name"] == "pageferry, 1 thread",
                     "left_out": _why_not(way["name"]),
                 }
             )
             seconds = float(case["bytes"]) / float(way["gbps"]) / 1e9
             measured.append(Measured(pages, threads, seconds, seats))
-    sizes = sorted({row["page_size"] for row in rows if row["fitted"]})
-    free = (*(f"page_us.{size}" for size in sizes), "thread_gbps")
-    costs = fit([m for m, row in zip(measured, rows, strict=True) if row["fitted"]], START, free)
+    free: tuple[str, ...] = ()
+    if costs is None:
+        sizes = sorted({row["page_size"] for row in rows if row["fitted"]})
+        free = (*(f"page_us.{size}" for size in sizes), "thread_gbps")
+        fitted = [run for run, row in zip(measured, rows, strict=True) if row["fitted"]]
+        costs = fit(fitted, START, free)
     for row, run in zip(rows, measured, strict=True):
         if row["left_out"] is None:
             found = predict(costs, seats, run.pages, run.threads)

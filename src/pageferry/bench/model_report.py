@@ -66,7 +66,7 @@ def _print_source(source: dict[str, Any], out: Console) -> None:
         )
     costs = source["costs"]
     fitted = ", ".join(f"{name} {_cost(costs, name):.4g}" for name in source["free"])
-    out.print(f"Fitted: {fitted}")
+    out.print(f"Fitted: {fitted}" if fitted else "Nothing fitted: the costs are a calibration's")
     found = source["summary"]
     if found["predicted"]:
         out.print(

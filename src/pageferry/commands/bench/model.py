@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 from pathlib import Path
 from typing import Any
 
 from ...bench.model_check import check_published, check_runs
 from ...bench.model_report import plot, print_table
+from ...errors import DescriptionError, PageferryError
+from ...model import Costs
+from ...strict import Fields
 from .experiment import add_output, earlier, show
 
 
@@ -26,8 +31,26 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         metavar="FILE",
         help="figures of bench series too: fitted to its rows by one thread",
     )
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="with --runs: what pageferry calibrate --json printed there, instead of fitting",
+    )
     add_output(parser)
     parser.set_defaults(run=_run)
+
+
+def _costs(path: Path) -> Costs:
+    """Read the costs of a calibration. Raises ``DescriptionError`` for anything else."""
+    try:
+        return Costs.from_fields(Fields(json.loads(path.read_text())["costs"], "costs"))
+    except OSError as error:
+        raise PageferryError(error.errno or errno.EIO, f"cannot read {path}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DescriptionError(
+            errno.EINVAL, f"{path} has no costs: {error}", "pageferry calibrate --json prints them"
+        ) from None
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -36,5 +59,6 @@ def _run(args: argparse.Namespace) -> int:
     else:
         figures = check_published()
         if args.runs:
-            figures["runs"] = check_runs(earlier(args.runs, "series"))
+            costs = _costs(args.costs) if args.costs else None
+            figures["runs"] = check_runs(earlier(args.runs, "series"), costs)
     return show(args, figures, print_table, plot)
