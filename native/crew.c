@@ -66,7 +66,7 @@ static void fork_child(void)
 	crew.watch = NULL;
 	crew.size = 0;
 	crew.jobs = 0;
-	pthread_mutex_init(&crew.lock, NULL);
+	pthread_mutex_unlock(&crew.lock);
 }
 
 static void register_fork(void)

@@ -399,6 +399,7 @@ static void another_user(void)
 	if (geteuid() || !CHILD_MAY_HAVE_THREADS)
 		return;
 	fflush(NULL);
+	pf_crew_stop();
 	child = fork();
 	if (!child) {
 		expected = 3;
