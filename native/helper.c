@@ -15,8 +15,8 @@
 enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
-	JUDGE_NS = 2000000,	/* of running and waiting, to judge by */
-	WINDOW_NS = 20000000,	/* then a new account begins */
+	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
+	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
 };
 

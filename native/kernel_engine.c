@@ -256,7 +256,7 @@ static void note_torn(const struct batch *batch, struct pending *pending)
 			pending->torn[pending->slot[i]] = 1;
 }
 
-void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
+bool move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
 		  uint32_t worker)
 {
 	struct pf_move *move = moving->move;
@@ -287,7 +287,7 @@ void move_pending(struct moving *moving, struct batch *batch, struct pending *pe
 			error = (int)result;
 		if (error) {
 			refuse(moving, batch, pending, -error);
-			return;
+			return false;
 		}
 		if (settled)
 			judge_patience(moving, tries);
@@ -305,7 +305,7 @@ void move_pending(struct moving *moving, struct batch *batch, struct pending *pe
 			}
 			give_up(moving, batch, pending, ENOMEM);
 			move_stop(move, ENOMEM);
-			return;
+			return false;
 		}
 		if (cut_short && (settled || !regrouped)) {
 			regrouped = true;	/* the rest had no try of its own yet */
@@ -318,8 +318,8 @@ void move_pending(struct moving *moving, struct batch *batch, struct pending *pe
 			/* Cut off by another worker that found the target full: so did this one. */
 			error = __atomic_load_n(&move->error, __ATOMIC_RELAXED);
 			give_up(moving, batch, pending, error == ENOMEM ? ENOMEM : EBUSY);
-			return;
+			return false;
 		}
 		add(&move->progress.retried, tries == 1 ? pending->count : 0);
-	}
+	}	return !tries;
 }

@@ -3,6 +3,7 @@
 #ifndef PAGEFERRY_KERNEL_ENGINE_H
 #define PAGEFERRY_KERNEL_ENGINE_H
 
+#include "pace.h"
 #include "pages.h"
 
 enum { PATIENCE = 8 };	/* batches whose pauses were in vain before we stop pausing */
@@ -15,8 +16,9 @@ struct moving {
 	struct pf_move *move;
 	struct cursor cursor;
 	uint64_t capacity;	/* pages in one worker's lists */
-	char *room;		/* for the lists of all */
-	uint64_t left;		/* workers that left before the end */
+	char *memory;		/* of the next two, for all workers */
+	char *room;		/* the lists */
+	struct pace pace;
 	uint64_t batch_bytes;	/* adapted by all workers, last one wins */
 	uint64_t polled_us;	/* worker 0 only */
 	int32_t patience;
@@ -52,8 +54,11 @@ void poll_if_due(struct moving *moving, uint32_t worker);
 /* Count what needs no move; the rest becomes pending. 0 or -errno. */
 int sort_out(struct moving *moving, struct batch *batch, struct pending *pending);
 
-/* Move what is pending, with the retries that the mode allows, and count it. */
-void move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
+/*
+ * Move what is pending, with the retries that the mode allows, and count it.
+ * True: in one go, so that the time it took says something.
+ */
+bool move_pending(struct moving *moving, struct batch *batch, struct pending *pending,
 		  uint32_t worker);
 
 /* ---- tally.c: every page of a batch passes through exactly one of these ---- */

@@ -30,9 +30,23 @@ static void pending_place(struct pending *pending, void *room, uint64_t capacity
 	pending->torn = pending->busy + capacity;
 }
 
-static size_t worker_room(uint64_t capacity)
+/* What a worker works on. */
+struct lists {
+	struct batch batch;
+	struct pending pending;
+};
+
+static size_t lists_room(uint64_t capacity)
 {
 	return batch_room(capacity) + pending_room(capacity);
+}
+
+static void lists_place(struct lists *lists, const struct moving *moving, uint32_t worker)
+{
+	char *room = moving->room + worker * lists_room(moving->capacity);
+
+	batch_place(&lists->batch, room, moving->capacity);
+	pending_place(&lists->pending, room + batch_room(moving->capacity), moving->capacity);
 }
 
 static void skip_batch(struct moving *moving, const struct batch *batch)
@@ -43,36 +57,95 @@ static void skip_batch(struct moving *moving, const struct batch *batch)
 		count_skipped(moving, batch, i);
 }
 
+static uint64_t pending_bytes(const struct batch *batch, const struct pending *pending)
+{
+	uint64_t bytes = 0;
+	uint64_t i;
+
+	if (pending->count == batch->count)
+		return batch->bytes;
+	for (i = 0; i < pending->count; i++)
+		bytes += 1ull << batch->shift[pending->slot[i]];
+	return bytes;
+}
+
+/* Claim a batch of at most limit bytes and move it. False: there was none, or no use. */
+static bool move_batch(struct moving *moving, struct lists *lists, uint32_t worker,
+		       uint64_t limit)
+{
+	struct pf_move *move = moving->move;
+	struct pace *pace = &moving->pace;
+	uint64_t bytes, until;
+	bool smooth;
+	int error;
+
+	if (!cursor_claim(&moving->cursor, &lists->batch, pace_piece(pace, limit)))
+		return false;
+	error = sort_out(moving, &lists->batch, &lists->pending);
+	if (error) {
+		move_stop(move, -error);
+		skip_batch(moving, &lists->batch);
+		return false;
+	}
+	bytes = pending_bytes(&lists->batch, &lists->pending);
+	until = pace_reserve(pace, bytes);
+	pace_begin(pace, worker, bytes);
+	smooth = move_pending(moving, &lists->batch, &lists->pending, worker);
+	pace_end(pace, worker, bytes, smooth ? batch_shift(&lists->batch) : 0);
+	do
+		poll_if_due(moving, worker);
+	while (!move_stopped(move) && pace_sleep(until));
+	return true;
+}
+
 static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
 	struct pf_move *move = moving->move;
-	char *room = moving->room + worker * worker_room(moving->capacity);
-	struct pending pending;
-	struct batch batch;
+	struct pace *pace = &moving->pace;
+	struct lists lists;
 
-	batch_place(&batch, room, moving->capacity);
-	pending_place(&pending, room + batch_room(moving->capacity), moving->capacity);
+	lists_place(&lists, moving, worker);
+	pace_come(pace, worker);
 	while (!move_stopped(move)) {
-		uint64_t bytes = __atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED);
-		int error;
-
-		if (!crew_go_on()) {
+		if (!pace_go_on(pace, worker) || !crew_go_on()) {
+			if (pace_go_on(pace, worker))
+				pace_leave(pace);
 			cursor_leave(&moving->cursor);
-			add(&moving->left, 1);
 			break;
 		}
-		if (!cursor_claim(&moving->cursor, &batch, bytes))
+		if (!move_batch(moving, &lists, worker,
+				__atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED)))
 			break;
-		error = sort_out(moving, &batch, &pending);
-		if (error) {
-			move_stop(move, -error);
-			skip_batch(moving, &batch);
+		if (!worker && pace_judge(pace, cursor_left(&moving->cursor)))
 			break;
-		}
-		move_pending(moving, &batch, &pending, worker);
-		poll_if_due(moving, worker);
 	}
+	pace_go(pace, worker);
+}
+
+/* Run with all threads; again when the caller, alone by then, came back for the others. */
+static int move_together(struct moving *moving, uint32_t threads)
+{
+	struct pf_move *move = moving->move;
+	struct pace *pace = &moving->pace;
+	uint64_t probe = pace_probe(pace, cursor_left(&moving->cursor));
+	int workers, most = 0;
+
+	if (probe) {
+		struct lists lists;
+
+		lists_place(&lists, moving, 0);
+		move_batch(moving, &lists, 0, probe);
+	}
+	do {
+		pace_together(pace, cursor_left(&moving->cursor));
+		cursor_gather(&moving->cursor, threads);
+		workers = pf_crew_run(threads, move->cpus, move_work, moving, poll_now, moving,
+				      move->poll_us);
+		if (workers > most)
+			most = workers;
+	} while (workers > 0 && cursor_left(&moving->cursor) && !move_stopped(move));
+	return workers < 0 ? workers : most;
 }
 
 /* What nobody took, because of a cancel or a refusal. */
@@ -88,12 +161,44 @@ static void count_rest(struct moving *moving)
 		move->statuses[first + i] = PF_STATUS_UNKNOWN;
 }
 
+static void skip_all(struct pf_move *move)
+{
+	uint64_t i;
+
+	for (i = 0; i < move->n_extents; i++) {
+		move->progress.pages_skipped += move->extents[i].pages;
+		move->progress.bytes_skipped += move->extents[i].pages << move->extents[i].shift;
+	}
+}
+
+/* Everything that the workers need is allocated here. 0 or -ENOBUFS. */
+static int prepare(struct moving *moving, uint32_t threads)
+{
+	struct pf_move *move = moving->move;
+	size_t slots = threads * sizeof(*moving->pace.slots);
+
+	if (cursor_init(&moving->cursor, move->extents, move->n_extents, threads))
+		return -ENOBUFS;
+	moving->capacity = batch_capacity(moving->cursor.pages, threads);
+	moving->memory = malloc(slots + threads * lists_room(moving->capacity));
+	if (!moving->memory) {
+		cursor_destroy(&moving->cursor);
+		return -ENOBUFS;
+	}
+	memset(moving->memory, 0, slots);
+	moving->room = moving->memory + slots;
+	moving->pace.book = &move->pace;
+	moving->pace.slots = (struct pace_slot *)moving->memory;
+	moving->pace.workers = threads;
+	return 0;
+}
+
 int pf_move_run(struct pf_move *move)
 {
 	uint64_t pages = extents_pages(move->extents, move->n_extents);
 	struct moving moving = { .move = move, .patience = PATIENCE };
 	uint32_t threads = move->threads;
-	int workers = -ENOBUFS;
+	int workers;
 
 	if (!threads || threads > PF_MAX_THREADS || move->target < 0 ||
 	    (move->blocking != PF_ASYNC && move->blocking != PF_SYNC_LIGHT &&
@@ -104,23 +209,19 @@ int pf_move_run(struct pf_move *move)
 	moving.base_shift = (uint32_t)__builtin_ctzl((unsigned long)sysconf(_SC_PAGESIZE));
 	moving.batch_bytes = move->batch_bytes ? move->batch_bytes : BATCH_BYTES_MIN;
 	moving.polled_us = now_us();
-	if (!cursor_init(&moving.cursor, move->extents, move->n_extents, threads)) {
-		moving.capacity = batch_capacity(pages, threads);
-		moving.room = malloc(worker_room(moving.capacity) * threads + 1);
-	}
-	if (moving.room)
-		workers = pf_crew_run(threads, move->cpus, move_work, &moving,
-				      poll_now, &moving, move->poll_us);
-	else
+	if (prepare(&moving, threads)) {
 		move_stop(move, ENOBUFS);
+		skip_all(move);
+		return -ENOBUFS;
+	}
+	workers = move_together(&moving, threads);
 	if (workers > (int)move->workers)
 		move->workers = (uint32_t)workers;
-	move->helpers_left += (uint32_t)moving.left;
 	count_rest(&moving);
 	move->batch_bytes = moving.batch_bytes;
-	free(moving.room);
+	free(moving.memory);
 	cursor_destroy(&moving.cursor);
-	if (workers < 0 && !move->error)
+	if (workers < 0)
 		return workers;
 	if (move->error)
 		return -move->error;

@@ -108,6 +108,11 @@ void cursor_leave(struct cursor *cursor)
 	__atomic_fetch_sub(&cursor->workers, 1, __ATOMIC_RELAXED);
 }
 
+void cursor_gather(struct cursor *cursor, uint32_t workers)
+{
+	__atomic_store_n(&cursor->workers, workers, __ATOMIC_RELAXED);
+}
+
 /* How many pages of one extent go into a batch that has room bytes left. */
 static uint64_t take_from(const struct pf_extent *extent, uint64_t page, uint64_t room,
 			  uint64_t most)
@@ -234,6 +239,19 @@ void batch_place(struct batch *batch, void *room, uint64_t capacity)
 	batch->status = (int32_t *)(batch->address + capacity);
 	batch->shift = (uint8_t *)(batch->status + capacity);
 	batch->kind = batch->shift + capacity;
+}
+
+uint32_t batch_shift(const struct batch *batch)
+{
+	uint64_t bytes[64] = { 0 };
+	uint64_t i;
+
+	for (i = 0; i < batch->count; i++)
+		bytes[batch->shift[i] & 63] += 1ull << batch->shift[i];
+	for (i = 0; i < 64; i++)
+		if (bytes[i] > batch->bytes - batch->bytes / 32)
+			return (uint32_t)i;
+	return 0;
 }
 
 long sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,

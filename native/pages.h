@@ -63,6 +63,9 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t limit);
 /* A worker claims no more, although there is more: the others' batches grow. */
 void cursor_leave(struct cursor *cursor);
 
+/* All are back. Not while others claim. */
+void cursor_gather(struct cursor *cursor, uint32_t workers);
+
 /* Bytes that nobody has claimed. */
 uint64_t cursor_left(const struct cursor *cursor);
 
@@ -78,6 +81,9 @@ uint64_t batch_capacity(uint64_t pages, uint32_t workers);
  */
 size_t batch_room(uint64_t capacity);
 void batch_place(struct batch *batch, void *room, uint64_t capacity);
+
+/* The shift of the pages that are nearly all of the batch, or 0. */
+uint32_t batch_shift(const struct batch *batch);
 
 /*
  * move_pages(2): what it returns, or -errno; -ESRCH also where the kernel says

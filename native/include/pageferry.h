@@ -227,6 +227,22 @@ PF_API int pf_copy_measure(struct pf_copy_tuning *found, const int32_t *cpus);
  */
 PF_API void pf_stream_copy(double *a, const double *b, uint64_t count);
 
+/* ---- Pace: not too fast, and not slower than one thread ------------------- */
+
+/* A part of struct pf_move; it adds up over several calls. */
+struct pf_pace {
+	/* set by the caller */
+	uint64_t max_rate;	/* bytes per second, 0: as fast as it goes */
+	uint32_t judge;		/* 1: measure whether helpers help, else do without them */
+	/* written by the core */
+	uint32_t fell_back;	/* how often the helpers were sent away */
+	uint64_t alone_rate;	/* bytes per second of the caller alone, 0: not measured */
+	uint64_t together_rate;	/* ... and of all, when it was last judged */
+	uint64_t due_us;	/* for max_rate: what was claimed is paid for by then */
+	uint32_t shift;		/* of the pages that the rates are of */
+	uint32_t helpers_left;	/* left before the end, as their CPUs were wanted */
+};
+
 /* ---- Kernel engine: move_pages(2) from many threads ---------------------- */
 
 enum pf_blocking {
@@ -293,7 +309,8 @@ struct pf_move {
 	uint32_t cancel;		/* any thread may set it */
 	int32_t error;			/* errno that stopped the move, or 0 */
 	uint32_t workers;		/* most that took part */
-	uint32_t helpers_left;		/* that left before the end, as the CPUs were busy */
+	uint32_t reserved;
+	struct pf_pace pace;
 	struct pf_progress progress;
 };
 

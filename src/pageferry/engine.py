@@ -15,6 +15,7 @@ import numpy as np
 
 from ._native import ffi, lib
 from .flags import MigrateMode
+from .limits import Limits
 from .pages import KINDS
 from .plan import Plan
 from .process import HeldProcess
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _POLL_US = 100_000
+# A careful guess for the first batch under a limit; the core adapts it.
+_FIRST_BYTES_PER_MS = 500_000
 _NODE_LIMIT: int = lib.PF_MAX_NODES
 
 
@@ -74,6 +77,7 @@ class KernelRun:
         exact: bool = False,
         progress: Callable[[Progress], object] | None = None,
         cancel: threading.Event | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.exception: BaseException | None = None
         self.total = total
@@ -82,6 +86,7 @@ class KernelRun:
         self._windows = 0
         self._progress = progress
         self._cancel = cancel
+        self._limits = limits or Limits()
         self._begun = self._asked = time.perf_counter()
         self._c: Any = ffi.new("struct pf_move *")
         self._handle = ffi.new_handle(self)
@@ -92,11 +97,17 @@ class KernelRun:
         c.pid, c.target = pid, node
         c.flags = (lib.PF_MOVE_SHARED if shared else 0) | (lib.PF_MOVE_EXACT if exact else 0)
         c.sources = self._sources
+        c.pace.max_rate = self._limits.max_rate
         c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, _POLL_US
 
-    def follow(self, plan: Plan) -> None:
-        """Do what is run from now on as ``plan`` says."""
+    def follow(self, plan: Plan, *, judge: bool = False) -> None:
+        """Do what is run from now on as ``plan`` says.
+
+        With ``judge``, the helpers are sent away when all threads together turn out to be slower
+        than the caller alone.
+        """
         c = self._c
+        c.pace.judge = judge
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
         c.threads, c.cpus, c.blocking = plan.threads, self._cpus, int(plan.mode.blocking)
         if kernel_has_mt() and MigrateMode.ST not in plan.mode:
@@ -104,6 +115,10 @@ class KernelRun:
         else:
             c.flags &= ~lib.PF_MOVE_KERNEL_MT
         c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
+        stall_ms = self._limits.stall_ms
+        if stall_ms is not None and (stall_ms < plan.call_ms or not plan.call_ms):
+            c.batch_us = max(int(stall_ms * 1000), 1)
+            c.batch_bytes = min(plan.batch_bytes, max(int(stall_ms * _FIRST_BYTES_PER_MS), 1))
 
     def run(self, extents: npt.NDArray[np.void], *, statuses: bool = False) -> int:
         """Move the pages of ``extents`` (dtype ``pages.EXTENT``); return 0 or an errno.
@@ -193,7 +208,7 @@ class KernelRun:
 
     def counts(self) -> dict[str, Any]:
         """Return the fields of ``MoveResult`` that the core counts."""
-        p = self._c.progress
+        p, pace = self._c.progress, self._c.pace
         seen = min(int(p.failures_seen), lib.PF_MAX_FAILURES)
         return {
             "bytes_moved": int(p.bytes_moved),
@@ -212,12 +227,25 @@ class KernelRun:
             ),
             "exact": not p.pages_unsampled,
             "workers": int(self._c.workers),
-            "helpers_left": int(self._c.helpers_left),
+            "helpers_left": int(pace.helpers_left),
             "kernel_mt": bool(self._c.flags & lib.PF_MOVE_KERNEL_MT),
+            "alone_gbps": pace.alone_rate / 1e9,
+            "together_gbps": pace.together_rate / 1e9,
+            "fell_back": _why_alone(int(self._c.threads), pace),
             "calls": int(p.calls),
             "retried": int(p.retried),
             "longest_call_ms": p.longest_call_us / 1000,
         }
+
+
+def _why_alone(threads: int, pace: Any) -> str | None:
+    if not pace.fell_back:
+        return None
+    return (
+        f"{threads} threads together moved {pace.together_rate / 1e9:.3g} GB/s, one alone "
+        f"{pace.alone_rate / 1e9:.3g} GB/s: "
+        + ("one thread went on" if pace.fell_back == 1 else f"so {pace.fell_back} times")
+    )
 
 
 class _Polling(threading.local):

@@ -16,6 +16,7 @@ from . import procfs
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError
 from .flags import MigrateMode
+from .limits import Limits
 from .nodes import check_node, check_sources
 from .pages import extents_pages
 from .plan import Plan
@@ -62,6 +63,8 @@ def move(
     progress: Callable[[Progress], object] | None = None,
     cancel: threading.Event | None = None,
     survey: str | None = None,
+    max_gbps: float | None = None,
+    stall_ms: float | None = None,
 ) -> MoveResult:
     """Move the pages of ``target`` to ``node`` with many threads, and say what happened.
 
@@ -85,6 +88,11 @@ def move(
       move between two batches and is raised again.
     - ``cancel``: an event that ends the move in the same way when set.
     - ``survey``: force one of ``survey.METHODS``.
+    - ``max_gbps``: move no more than so many GB/s (10**9 bytes), all threads together, pausing
+      between pieces that take at most 20 ms at that rate.
+    - ``stall_ms``: what one system call should take, in milliseconds, instead of 200. Shorter calls
+      are more of them, each with a fixed cost; the program's own waits for a page do not get
+      shorter (see docs/design.md).
 
     A page that cannot be moved stays where it is and is counted with its errno; the call raises
     only when nothing could be done at all: ``NodeError``, ``RangeError``, ``ProcessGoneError``,
@@ -106,6 +114,7 @@ def move(
             exact=exact or statuses,
             progress=progress,
             cancel=cancel,
+            limits=Limits(max_gbps, stall_ms),
         )
         # Refuses what makes no sense before anything is looked at.
         planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)
@@ -133,7 +142,7 @@ def _move(
         for extents in pages.windows():
             seen = True
             if planning.follow(extents):
-                run.follow(planning.plan)
+                run.follow(planning.plan, judge=planning.judged)
             run.look()
             code = run.run(extents, statuses=statuses)
             if code in (0, errno.ENOMEM) and run.bytes_moved:

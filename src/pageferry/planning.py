@@ -68,6 +68,11 @@ class Planning:
             source=self._source,
         )
 
+    @property
+    def judged(self) -> bool:
+        """True when nobody insists on several threads: one does the rest, if that is quicker."""
+        return not self._given and self._threads == "auto" and MigrateMode.MT not in self._mode
+
     def follow(self, extents: npt.NDArray[np.void]) -> bool:
         """Look at the next window; True when the plan is a new one that is to be followed."""
         if self._given:

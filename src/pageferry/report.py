@@ -55,21 +55,24 @@ class Failure:
 class MoveResult:
     """What a move did. Sizes are bytes, page counts are pages of their own size.
 
-    ``pages_moved`` and ``pages_already`` count by kind: ``base``, ``thp``, ``hugetlb``.
-    Nothing to move was in: ``bytes_elsewhere``, on none of the ``source`` nodes;
-    ``bytes_not_present``, never touched; ``bytes_swapped``, in swap or on the way between nodes;
-    ``bytes_zero``, the shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after
-    all); ``bytes_cut``, in huge pages that the range covers in part. ``failed`` counts pages by
+    ``pages_moved`` and ``pages_already`` count by kind: ``base``, ``thp``, ``hugetlb``. Nothing
+    to move was in: ``bytes_elsewhere``, on none of the ``source`` nodes; ``bytes_not_present``,
+    never touched; ``bytes_swapped``, in swap or on the way between nodes; ``bytes_zero``, the
+    shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after all);
+    ``bytes_cut``, in huge pages that the range covers in part. ``failed`` counts pages by
     errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
     tried, as the move ended early: ``stopped`` is the errno that ended it, or 0. ``exact`` is
     False when only a sample of the base pages was asked for its node beforehand, so that pages
     which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
-    this process used meanwhile, all its threads together, and ``helpers_left`` how many threads of
-    the crew left early, as their CPUs were wanted by others. ``kernel_mt`` is True when the kernel
+    this process used meanwhile, all its threads together, and ``helpers_left`` how many threads
+    of the crew left early, as their CPUs were wanted by others. With ``threads="auto"`` the rate
+    of the caller alone (``alone_gbps``, on the first piece) is compared with that of all threads
+    (``together_gbps``); 0 where it was not measured. ``fell_back`` says in words that one thread
+    went on alone, as together they were slower, or is None. ``kernel_mt`` is True when the kernel
     was allowed to copy with several threads as well (MPOL_MF_MOVE_MT, a patched kernel; see
-    ``pgmigrate_mt_success`` in ``counters``). ``verified`` maps nodes to pages of a sample that was
-    asked again after the move. ``counters`` is the change of the kernel's own
-    counters, which are system-wide.
+    ``pgmigrate_mt_success`` in ``counters``). ``verified`` maps nodes to pages of a sample that
+    was asked again after the move. ``counters`` is the change of the kernel's own counters, which
+    are system-wide.
     """
 
     node: int
@@ -98,6 +101,9 @@ class MoveResult:
     helpers_left: int = 0
     kernel_mt: bool = False
     cpu_seconds: float = 0.0
+    alone_gbps: float = 0.0
+    together_gbps: float = 0.0
+    fell_back: str | None = None
     calls: int = 0
     retried: int = 0
     longest_call_ms: float = 0.0

@@ -26,6 +26,17 @@ def threads(text: str) -> int | str:
     return count
 
 
+def above_zero(text: str) -> float:
+    """Read a number above zero, for a limit."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1e6:  # not a number either
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, up to 1000000")
+    return number
+
+
 def process(text: str) -> int:
     """Read a process id."""
     try:
@@ -103,6 +114,22 @@ def say_written(args: argparse.Namespace, *paths: Path | None) -> None:
     written = [str(path) for path in paths if path]
     if written and not args.json:
         print(f"\nWritten: {', '.join(written)}")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-gbps`` and ``--stall-ms``."""
+    parser.add_argument(
+        "--max-gbps",
+        type=above_zero,
+        metavar="RATE",
+        help="move no more than so many GB/s (10**9 bytes), to spare other work",
+    )
+    parser.add_argument(
+        "--stall-ms",
+        type=above_zero,
+        metavar="MS",
+        help="how long one system call should take at most (default: 200)",
+    )
 
 
 def add_range(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="count pages that are there already exactly"
     )
+    arguments.add_limits(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--dry-run",
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
                 shared=args.shared,
                 exact=args.exact,
                 progress=show_progress,
+                max_gbps=args.max_gbps,
+                stall_ms=args.stall_ms,
             )
     except MoveInterrupted as stop:
         result = stop.result
@@ -154,5 +157,9 @@ def show(result: MoveResult) -> None:
             out.print(f"  {os.strerror(result.stopped)}; {page_hint(result.stopped)}".rstrip("; "))
     elif result.cancelled:
         out.print("Ended by Ctrl-C")
+    if result.fell_back:
+        out.print(f"Fell back: {result.fell_back}")
+    if result.helpers_left:
+        out.print(f"Threads that left early, their CPUs being busy: {result.helpers_left}")
     for warning in result.warnings:
         out.print(f"Note: {warning}")

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <string.h>
+#include <time.h>
+
+#include "pace.h"
+#include "pages.h"
+
+enum {
+	PROBE_SHARE = 64,	/* of the time that the probe may cost in all */
+	PROBE_US = 300,		/* a shorter one says nothing */
+	JUDGE_US = 4000,
+	JUDGE_PIECES = 2,
+	WORTH_IT = 92,		/* together must have this percentage of the rate alone */
+	ALONE_US = 50000,	/* before the helpers get another try */
+	WINDOW_US = 250000,	/* then a new account begins */
+	MOST_TURNS = 2,
+	LIMITED_US = 20000,	/* a piece takes at most so long at the rate allowed */
+	SLEEP_US = 10000,
+};
+
+#define PROBE_BYTES_MIN (256u << 10)
+#define TURN_BYTES_MIN (32u << 20)
+
+static uint64_t load(const uint64_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static void store(uint64_t *word, uint64_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+static uint64_t rate_of(uint64_t bytes, uint64_t us)
+{
+	return us ? (uint64_t)((double)bytes * 1e6 / (double)us) : 0;
+}
+
+static bool judges(const struct pace *pace)
+{
+	return pace->book->judge && !pace->book->max_rate && pace->workers > 1;
+}
+
+uint64_t pace_probe(const struct pace *pace, uint64_t bytes)
+{
+	uint64_t most;
+
+	if (!judges(pace) || pace->book->alone_rate)
+		return 0;
+	most = bytes / PROBE_SHARE / (pace->workers - 1);
+	return most < PROBE_BYTES_MIN ? 0 : most;
+}
+
+static struct pace_account done_by(const struct pace_slot *slot)
+{
+	struct pace_account done = {
+		.bytes = load(&slot->done.bytes) - slot->base.bytes,
+		.us = load(&slot->done.us) - slot->base.us,
+		.pieces = load(&slot->done.pieces) - slot->base.pieces,
+	};
+
+	return done;
+}
+
+static void open_account(struct pace *pace)
+{
+	struct pace_slot *slot;
+
+	for (slot = pace->slots; slot < pace->slots + pace->workers; slot++) {
+		slot->base.bytes = load(&slot->done.bytes);
+		slot->base.us = load(&slot->done.us);
+		slot->base.pieces = load(&slot->done.pieces);
+	}
+	pace->since_us = now_us();
+}
+
+/* What worker 0 did alone since its account was opened becomes the measure. */
+static void take_measure(struct pace *pace)
+{
+	struct pace_account done = done_by(&pace->slots[0]);
+
+	if (done.us >= PROBE_US)
+		pace->book->alone_rate = rate_of(done.bytes, done.us);
+}
+
+void pace_together(struct pace *pace, uint64_t left)
+{
+	if (judges(pace))
+		take_measure(pace);
+	open_account(pace);
+	pace->bytes_then = left;
+	pace->turns++;
+	pace->left = 0;
+	__atomic_store_n(&pace->alone, 0, __ATOMIC_RELAXED);
+}
+
+void pace_begin(struct pace *pace, uint32_t worker, uint64_t bytes)
+{
+	struct pace_slot *slot = &pace->slots[worker];
+
+	store(&slot->piece, bytes);
+	store(&slot->begun_us, now_us());
+}
+
+void pace_end(struct pace *pace, uint32_t worker, uint64_t bytes, uint32_t shift)
+{
+	struct pace_slot *slot = &pace->slots[worker];
+	uint64_t us = now_us() - slot->begun_us;
+
+	store(&slot->begun_us, 0);
+	if (!worker && !pace->book->shift)
+		pace->book->shift = shift;
+	if (!bytes || !shift || shift != __atomic_load_n(&pace->book->shift, __ATOMIC_RELAXED))
+		return;
+	store(&slot->done.bytes, slot->done.bytes + bytes);
+	store(&slot->done.us, slot->done.us + us);
+	store(&slot->done.pieces, slot->done.pieces + 1);
+}
+
+void pace_come(struct pace *pace, uint32_t worker)
+{
+	if (worker)
+		__atomic_fetch_add(&pace->helping, 1, __ATOMIC_RELAXED);
+}
+
+bool pace_go_on(const struct pace *pace, uint32_t worker)
+{
+	return !worker || !__atomic_load_n(&pace->alone, __ATOMIC_RELAXED);
+}
+
+void pace_leave(struct pace *pace)
+{
+	__atomic_fetch_add(&pace->left, 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&pace->book->helpers_left, 1, __ATOMIC_RELAXED);
+}
+
+void pace_go(struct pace *pace, uint32_t worker)
+{
+	if (worker)
+		__atomic_fetch_sub(&pace->helping, 1, __ATOMIC_RELAXED);
+}
+
+/*
+ * The rate of all together; false while it cannot be told. Each worker is
+ * counted by its own time, so one that came late or waits between pieces does
+ * not blur it. Who is at a piece for longer than that could take counts for
+ * what it has finished in all that time.
+ */
+static bool rate_together(const struct pace *pace, uint64_t *rate)
+{
+	uint64_t alone = pace->book->alone_rate;
+	uint64_t now = now_us();
+	uint64_t pieces = 0;
+	uint32_t i;
+
+	*rate = 0;
+	for (i = 0; i < pace->workers; i++) {
+		const struct pace_slot *slot = &pace->slots[i];
+		struct pace_account done = done_by(slot);
+		uint64_t begun = load(&slot->begun_us);
+		uint64_t fair = (uint64_t)((double)load(&slot->piece) * pace->workers * 1e6 /
+					   (double)alone);
+
+		if (begun && begun < now && now - begun > fair)
+			done.us += now - begun;
+		else if (begun && !done.pieces)
+			return false;	/* on its first piece: patience */
+		*rate += rate_of(done.bytes, done.us);
+		pieces += done.pieces;
+	}
+	return pieces >= JUDGE_PIECES;
+}
+
+static void judge(struct pace *pace, uint64_t left)
+{
+	uint64_t passed = now_us() - pace->since_us;
+	uint64_t rate;
+
+	if (passed < JUDGE_US || !pace->book->alone_rate ||
+	    !done_by(&pace->slots[0]).pieces || !rate_together(pace, &rate))
+		return;
+	pace->book->together_rate = rate;
+	if ((double)rate * 100 < (double)pace->book->alone_rate * WORTH_IT) {
+		pace->book->fell_back++;
+		__atomic_store_n(&pace->alone, 1, __ATOMIC_RELAXED);
+		pace->bytes_then = left;
+		open_account(pace);
+	} else if (passed >= WINDOW_US) {
+		open_account(pace);
+	}
+}
+
+bool pace_judge(struct pace *pace, uint64_t left)
+{
+	uint64_t now = now_us();
+
+	if (pace->workers < 2 || pace->turns < 1)
+		return false;
+	if (!pace->alone && __atomic_load_n(&pace->left, __ATOMIC_RELAXED) &&
+	    !__atomic_load_n(&pace->helping, __ATOMIC_RELAXED)) {
+		pace->alone = 1;	/* the crew's own decision: its threads are wanted elsewhere */
+		pace->bytes_then = left;
+		open_account(pace);
+	}
+	if (!pace->alone) {
+		if (judges(pace))
+			judge(pace, left);
+		return false;
+	}
+	return pace->turns < MOST_TURNS && now - pace->since_us >= ALONE_US &&
+	       left >= TURN_BYTES_MIN && left <= pace->bytes_then / 2 &&
+	       !__atomic_load_n(&pace->helping, __ATOMIC_RELAXED);
+}
+
+uint64_t pace_reserve(struct pace *pace, uint64_t bytes)
+{
+	struct pf_pace *book = pace->book;
+	uint64_t due = load(&book->due_us);
+	uint64_t now, until;
+
+	if (!book->max_rate || !bytes)
+		return 0;
+	do {
+		now = now_us();
+		until = (due > now ? due : now) +
+			(uint64_t)((double)bytes * 1e6 / (double)book->max_rate);
+	} while (!__atomic_compare_exchange_n(&book->due_us, &due, until, false,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return until;
+}
+
+bool pace_sleep(uint64_t until_us)
+{
+	uint64_t now = now_us();
+	struct timespec time = { .tv_sec = 0, .tv_nsec = 0 };
+
+	if (until_us <= now)
+		return false;
+	time.tv_nsec = (long)(until_us - now < SLEEP_US ? until_us - now : SLEEP_US) * 1000;
+	nanosleep(&time, NULL);
+	return true;
+}
+
+uint64_t pace_piece(const struct pace *pace, uint64_t bytes)
+{
+	uint64_t most = pace->book->max_rate / (1000000 / LIMITED_US);
+
+	return pace->book->max_rate && most < bytes ? (most ? most : 1) : bytes;
+}
