@@ -323,7 +323,7 @@ def test_process_of_another_user(child: subprocess.Popen[bytes]) -> None:
 
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}[os.uname().machine]
+_MOVE_PAGES, _SECCOMP = {"x86_64": (279, 317), "aarch64": (239, 277)}[os.uname().machine]
 _SCRIPT = """
     import sys
     sys.path.insert(0, sys.argv[1])
@@ -345,7 +345,7 @@ _SCRIPT = """
 
 
 def refuse_move_pages(number: int) -> None:
-    """Have the kernel answer move_pages with an errno, for this process, for good."""
+    """Have the kernel answer move_pages with an errno, for all threads that exist, for good."""
     code = [
         struct.pack("HBBI", _LOAD, 0, 0, 0),  # the number of the system call
         struct.pack("HBBI", _EQUAL, 0, 1, _MOVE_PAGES),
@@ -356,7 +356,8 @@ def refuse_move_pages(number: int) -> None:
     header = struct.pack("HxxxxxxP", len(code), ctypes.addressof(program))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-    assert libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0, ctypes.get_errno()
+    every_thread = 1  # SECCOMP_FILTER_FLAG_TSYNC
+    assert libc.syscall(_SECCOMP, 1, every_thread, header) == 0, ctypes.get_errno()
 
 
 @pytest.mark.parametrize(
