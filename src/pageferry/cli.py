@@ -31,6 +31,8 @@ COMMANDS = (
     "doctor",
     "lab",
     "completion",
+    "top",
+    "export",
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import procfs
+from . import metrics, procfs
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError
 from .flags import MigrateMode
@@ -183,6 +183,7 @@ def _move(
         statuses=_joined(run) if statuses else None,
         **counts,
     )
+    metrics.count(result)
     if interrupted or isinstance(run.exception, KeyboardInterrupt):
         raise MoveInterrupted(result) from None
     if run.exception is not None:

@@ -24,15 +24,7 @@ from .. import arguments
 GUEST_MEMORY = "1536M"
 
 
-def count(text: str) -> int:
-    """Read a number from 1 up."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
-    return number
+count = arguments.count
 
 
 def counts(text: str) -> tuple[int, ...]:
