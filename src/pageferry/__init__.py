@@ -6,6 +6,7 @@ where pages are; ``topology`` describes the machine. ``empty``, ``zeros`` and ``
 on a node, ``reserve`` keeps memory ready there.
 """
 
+from .aio import move_async
 from .arrays import empty, full, zeros
 from .calibration import CalibrationWarning
 from .copying import CopyResult, copy
@@ -20,6 +21,7 @@ from .errors import (
     UnsupportedError,
 )
 from .flags import MigrateMode
+from .local import local_node, on_local_node
 from .locate import locate
 from .migrate import MoveInterrupted, move
 from .plan import Plan
@@ -57,9 +59,12 @@ __all__ = [
     "empty",
     "full",
     "interleave",
+    "local_node",
     "locate",
     "migrate_pages",
     "move",
+    "move_async",
+    "on_local_node",
     "plan_move",
     "reserve",
     "topology",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
@@ -16,15 +16,24 @@ from .errors import RangeError
 from .pages import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-    Movable: TypeAlias = npt.NDArray[Any] | Buffer | range | None
+    class SupportsDLPack(Protocol):
+        """A tensor of another library."""
+
+        def __dlpack__(self, *, stream: None = None) -> Any: ...
+
+        def __dlpack_device__(self) -> Any: ...
+
+    Movable: TypeAlias = npt.NDArray[Any] | Buffer | SupportsDLPack | range | None
 
 # The end of the largest user address space that Linux has (x86 with 5-level page tables).
 _ADDRESS_END = 1 << 57
+
+_DLPACK_CPU = 1  # kDLCPU
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,9 @@ class Target:
 def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -> Target:
     """Return the address ranges that ``target`` and ``pid`` mean.
 
-    ``target`` is a numpy array, an object with a buffer (also a read-only one), a ``range`` of
-    addresses (of process ``pid``, or of this one), or ``None`` for the whole process ``pid``.
+    ``target`` is a numpy array, an object with a buffer (also a read-only one) or with DLPack (a
+    tensor of another library, in CPU memory), a ``range`` of addresses (of process ``pid``, or of
+    this one), or ``None`` for the whole process ``pid``.
     ``partial`` says what happens to pages that the range covers in part: ``"touched"`` takes
     them whole, ``"inside"`` leaves them out. Raises ``RangeError`` for impossible addresses,
     ``TypeError`` for objects without a buffer, ``ProcessGoneError`` and ``NotPermittedError``
@@ -114,9 +124,11 @@ def _span(target: object) -> tuple[int, int, object]:
     try:
         view = memoryview(target)  # type: ignore[arg-type]
     except TypeError:
+        if hasattr(target, "__dlpack__"):
+            return _tensor_span(cast("SupportsDLPack", target))
         raise TypeError(
             f"cannot move a {type(target).__name__}: give a numpy array, an object with a "
-            "buffer, or a range of addresses"
+            "buffer or DLPack, or a range of addresses"
         ) from None
     if view.nbytes == 0:
         return 0, 0, view
@@ -126,6 +138,28 @@ def _span(target: object) -> tuple[int, int, object]:
     array = np.asarray(view)
     start, end = np.lib.array_utils.byte_bounds(array)
     return start, end, (view, array)
+
+
+def _tensor_span(tensor: SupportsDLPack) -> tuple[int, int, object]:
+    """Return the span of a tensor that shows its memory by DLPack."""
+    kind = type(tensor).__name__
+    device = int(tensor.__dlpack_device__()[0])
+    if device != _DLPACK_CPU:
+        raise TypeError(
+            f"this {kind} is not in the memory of the CPU (DLPack device {device}), or it is "
+            "pinned there: the kernel moves neither"
+        )
+    try:
+        array = np.from_dlpack(tensor)
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise TypeError(
+            f"cannot move a {kind}: {error}; a view of the same memory with a type that numpy "
+            "knows may do"
+        ) from None
+    if array.size == 0:
+        return 0, 0, array
+    start, end = np.lib.array_utils.byte_bounds(array)
+    return start, end, (tensor, array)
 
 
 def _whole_pages(start: int, end: int, partial: str) -> tuple[range, ...]:
