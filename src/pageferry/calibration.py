@@ -68,6 +68,7 @@ class Calibration:
             "links": [list(link) for link in self.links],
             "measured": list(self.measured),
             "when": self.when,
+            "note": self.note,
         }
 
     @classmethod
@@ -92,9 +93,9 @@ class Calibration:
             if not isinstance(entry, str) or entry not in {*BOUNDS, "page_us"}:
                 raise ValueError(f"{name} is no field of the costs")
             measured.append(entry)
-        when = fields.text("when", 40)
+        when, note = fields.text("when", 40), fields.text("note", 300)
         fields.end()
-        return cls(costs, near, tuple(links), tuple(measured), when)
+        return cls(costs, near, tuple(links), tuple(measured), when, note)
 
 
 NOT_CALIBRATED = "not calibrated: costs are guesses; pageferry calibrate measures them"

@@ -104,7 +104,7 @@ def this_machine() -> Machine:
         ),
         costs=known.costs,
         links={(source, target): gbps for source, target, gbps in known.links},
-        about=known.note or f"calibrated {known.when}",
+        about=". ".join(filter(None, (known.when and f"calibrated {known.when}", known.note))),
         cpus_near=known.cpus_near,
         topology=here,
     )

@@ -246,19 +246,27 @@ def best_threads(
     link = size / (link_gbps or costs.link_gbps) / 1e9
     times: list[tuple[int, float]] = []
     fastest = float("inf")
-    n = 1
-    while n <= limit:
+    for n in _candidates(seats.cores, limit):
         busy = book * _contention(costs, n) / cores[n - 1] + size / copying[n - 1]
         seconds = _fixed(costs, size, n) + _together(costs, busy, link)
         if n > 8 and seconds > fastest * _WORSE:
             break  # contention wins from here on
         times.append((n, seconds))
-        fastest = min(fastest, seconds)
-        # Every number up to 6, then steps of a third; all cores, and all seats, are among them.
-        step = n + max(n // 3, 1)
-        n = next((stop for stop in (seats.cores, limit) if n < stop < step), step)
+        if seconds < fastest:
+            fastest = seconds
     enough = fastest * (1 + WORTH)
     return next(n for n, seconds in times if seconds <= enough)
+
+
+@lru_cache(maxsize=64)
+def _candidates(cores: int, limit: int) -> tuple[int, ...]:
+    """Return the numbers of threads to compare: all up to 6, steps of a third, cores, limit."""
+    numbers = {min(cores, limit), limit}
+    n = 1
+    while n < limit:
+        numbers.add(n)
+        n += max(n // 3, 1)
+    return tuple(sorted(numbers))
 
 
 def _page_size(text: str) -> int:

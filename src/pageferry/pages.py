@@ -40,5 +40,7 @@ def extents_by_size(extents: npt.NDArray[np.void]) -> dict[int, int]:
         for shift, pages in zip(shifts.tolist(), extents["pages"].tolist(), strict=True):
             counts[1 << shift] = counts.get(1 << shift, 0) + pages
         return counts
+    if (shifts == shifts[0]).all():  # the usual case, and the fastest
+        return {1 << int(shifts[0]): int(extents["pages"].sum())}
     sums = np.bincount(shifts, weights=extents["pages"])
     return {1 << int(shift): int(sums[shift]) for shift in np.flatnonzero(sums)}

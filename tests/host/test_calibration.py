@@ -70,6 +70,8 @@ def test_without_one_plans_say_so() -> None:
     save(GOOD)
     reasons = move(np.ones(1 << 20), 0).plan.reasons
     assert not any("calibrat" in reason for reason in reasons)
+    save(replace(GOOD, note="calibrated in a hurry"))
+    assert move(np.ones(1 << 20), 0).plan.reasons[-1] == "calibrated in a hurry"
 
 
 def damaged(where: Path, how: str) -> None:
@@ -192,7 +194,7 @@ def test_any_json_is_refused(value: Any) -> None:
         Calibration.from_fields(Fields(value))
 
 
-@given(st.sampled_from(["costs", "cpus_near", "links", "measured", "when", "x"]), _json)
+@given(st.sampled_from(["costs", "cpus_near", "links", "measured", "when", "note", "x"]), _json)
 def test_any_field_is_read_or_refused_by_name(field: str, value: Any) -> None:
     try:
         found = Calibration.from_fields(Fields({**GOOD.as_dict(), field: value}))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pageferry.commands.plan import read_plan
 from pageferry.errors import DescriptionError
 from pageferry.model import Costs
 from pageferry.nodes import machine
+from pageferry.pages import EXTENT, extents_by_size
 from pageferry.plan import MAX_THREADS, make_plan
 from pageferry.quota import cpu_quota
 from pageferry.topology import Cache, Cpu, Node, Topology
@@ -157,6 +159,19 @@ def test_a_plan_says_why() -> None:
     assert plan.expected_gbps == pytest.approx(100_000 * PAGE / plan.expected_seconds / 1e9)
     told = make_plan(machine(), 0, {PAGE: 100}, calibration=replace(CHEAP, note="a note"))
     assert told.reasons[-1] == "a note"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([12, 16, 21, 30]), st.integers(1, 1000)), max_size=40),
+    st.booleans(),
+)
+def test_pages_are_counted_by_size(extents: list[tuple[int, int]], alike: bool) -> None:
+    window = np.zeros(len(extents), EXTENT)
+    expected: Counter[int] = Counter()
+    for entry, (shift, pages) in zip(window, extents, strict=True):
+        entry["shift"], entry["pages"] = extents[0][0] if alike else shift, pages
+        expected[1 << int(entry["shift"])] += pages
+    assert extents_by_size(window) == expected
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -18,7 +19,7 @@ from ..topology import topology
 from . import arguments
 from .bench.experiment import count, say
 
-#: More than this many CPUs busy with other work, and the figures are not worth keeping long.
+#: With more CPUs than this busy with other work, plans say so as long as they rest on it.
 _BUSY = 0.3
 _MEANINGS = {
     "call_us": "µs, one move_pages(2), whatever it moves",
@@ -57,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
     others, begun = OtherLoad(), time.monotonic()
     found = measure(repeats=args.repeats, say=say)
     seconds, busy = time.monotonic() - begun, others.cpus()
+    if busy > _BUSY:
+        found = replace(
+            found,
+            note=f"calibrated while other work used {busy:.1f} CPUs: costs may be too high; "
+            "repeat pageferry calibrate on an idle machine",
+        )
     kept = None
     if not args.no_save:
         try:
@@ -81,8 +88,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     show(found)
-    if busy > _BUSY:
-        print(f"Other processes used {busy:.1f} CPUs meanwhile: repeat it on an idle machine.")
     print(f"Kept in {kept}" if kept else "Not kept")
     return 0
 
@@ -107,6 +112,8 @@ def show(found: Calibration) -> None:
         how = "measured" if name in found.measured else "assumed"
         table.add_row(f"{getattr(found.costs, name):.3g}", meaning, how)
     out.print(table)
+    if found.note:
+        out.print(found.note[0].upper() + found.note[1:])
     for source, target, gbps in found.links:
         out.print(f"Node {source} to node {target}: {gbps:.3g} GB/s")
     if len(topology().target_nodes) > 1:
