@@ -329,12 +329,26 @@ static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const i
 	return pf_crew_run(threads, cpus, claim_pieces, deal, NULL, NULL, 0);
 }
 
-int pf_copy_pages_mthread(void *dst, const void *src, uint64_t bytes, uint32_t threads,
-			  const int32_t *cpus, uint32_t method)
+__attribute__((noinline)) static int deal_one(void *dst, const void *src, uint64_t bytes,
+					       uint32_t threads, const int32_t *cpus,
+					       uint32_t method)
 {
 	struct deal deal = { .dst = &dst, .src = &src, .page_size = bytes, .total = bytes };
 
 	return deal_out(&deal, 1, threads, cpus, method);
+}
+
+int pf_copy_pages_mthread(void *dst, const void *src, uint64_t bytes, uint32_t threads,
+			  const int32_t *cpus, uint32_t method)
+{
+	/* Small copies are many, and what a deal costs is some percent of one. */
+	if (threads == 1 || (method == PF_COPY_AUTO && threads && threads <= PF_MAX_THREADS &&
+			     bytes < 2 * atomic_load(&tuning.thread_bytes))) {
+		int done = pf_copy_pages(dst, src, bytes, method);
+
+		return done ? done : 1;
+	}
+	return deal_one(dst, src, bytes, threads, cpus, method);
 }
 
 int pf_copy_page_lists(void *const *dst, const void *const *src, uint64_t pages,

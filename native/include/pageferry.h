@@ -222,10 +222,32 @@ PF_API int pf_copy_tune(const struct pf_copy_tuning *wanted);
 PF_API int pf_copy_measure(struct pf_copy_tuning *found, const int32_t *cpus);
 
 /*
- * The loop of the STREAM benchmark, a[i] = b[i], as the compiler makes it. It
- * is here for comparison.
+ * For experiments: the loop of the STREAM benchmark, a[i] = b[i], as the
+ * compiler makes it, and `count` copies timed one after the other.
  */
 PF_API void pf_stream_copy(double *a, const double *b, uint64_t count);
+
+struct pf_copy_timing {
+	/* set by the caller */
+	void *dst;
+	const void *src;
+	uint64_t room;		/* bytes of either */
+	uint64_t bytes;		/* of one copy; at most room */
+	uint64_t stride;	/* from one copy's place to the next; 0: all in one place */
+	uint64_t count;
+	const int32_t *cpus;
+	uint32_t threads;	/* 0: pf_copy_pages(), else pf_copy_pages_mthread() */
+	uint32_t method;
+	uint32_t stream;	/* 1: pf_stream_copy() */
+	uint32_t reserved;
+	/* kept by the core from call to call */
+	uint64_t at;		/* place of the next copy */
+	/* written by the core */
+	uint64_t ns;		/* that all of them took */
+};
+
+/* 0, or what a copy returned. */
+PF_API int pf_copy_time(struct pf_copy_timing *timing);
 
 /* ---- Pace: not too fast, and not slower than one thread ------------------- */
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 #: From this size on an automatic copy is preceded, once, by the measurement of ``tune``.
 TUNED_FROM = 64 << 20
 
-_CODES: dict[str, int] = {
+METHOD_CODES: dict[str, int] = {
     ffi.string(lib.pf_copy_name(code)).decode(): code for code in range(lib.PF_COPY_METHODS)
 }
-_NAMES = {code: name for name, code in _CODES.items()}
+_NAMES = {code: name for name, code in METHOD_CODES.items()}
 _tuning = _threading.Lock()
 _tuned = False
 
@@ -92,7 +92,7 @@ def copy(
     if to.nbytes != source.nbytes:
         raise ValueError(f"dst has {to.nbytes} bytes, src {source.nbytes}")
     size = to.nbytes
-    code = _CODES.get(method)
+    code = METHOD_CODES.get(method)
     if code is None:
         raise ValueError(f"method must be 'auto' or one of {', '.join(methods())}, not {method!r}")
     automatic = threads == "auto"

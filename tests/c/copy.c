@@ -260,6 +260,28 @@ static void stream(void)
 	CHECK(!memcmp(a, b, 99 * sizeof(*a)) && a[99] == 0);
 }
 
+/* Three copies of 4 KiB in three places, the third in the first again: the room is two. */
+static void timed_copies(void)
+{
+	struct pf_copy_timing timing = {
+		.dst = to, .src = from, .room = 8192, .bytes = 4096, .stride = 4096, .count = 3,
+		.method = PF_COPY_WORDS,
+	};
+
+	for (uint32_t way = 0; way < 4; way++) {
+		timing.threads = way % 3;
+		timing.stream = way == 3;
+		timing.at = 0;
+		memset(to, 0xa5, 8200);
+		CHECK(!pf_copy_time(&timing));
+		CHECK(timing.at == 4096 && timing.ns > 0);
+		CHECK(!memcmp(to, from, 8192) && to[8192] == 0xa5);
+	}
+	timing.stream = 0;
+	timing.method = PF_COPY_METHODS;
+	CHECK(pf_copy_time(&timing) == -EINVAL);
+}
+
 static unsigned char *memory(void)
 {
 	unsigned char *mapped = mmap(NULL, ROOM, PROT_READ | PROT_WRITE,
@@ -284,6 +306,7 @@ int main(void)
 	no_torn_words();
 	auto_goes_by_the_tuning();
 	stream();
+	timed_copies();
 	pf_crew_stop();
 	printf("copy: ok:");
 	for EACH_METHOD(m)

@@ -131,7 +131,7 @@ def test_bad_threads(threads: object) -> None:
 def test_methods_of_this_and_of_other_cpus() -> None:
     with pytest.raises(ValueError, match="method must be 'auto' or one of memcpy, words"):
         pageferry.copy(bytearray(8), bytes(8), method="magic")
-    missing = set(copying._CODES) - set(copying.methods()) - {"auto"}
+    missing = set(copying.METHOD_CODES) - set(copying.methods()) - {"auto"}
     assert missing, "no CPU has all of them"
     with pytest.raises(ValueError, match="this CPU cannot copy by"):
         pageferry.copy(bytearray(8), bytes(8), method=missing.pop())
@@ -139,7 +139,7 @@ def test_methods_of_this_and_of_other_cpus() -> None:
 
 def test_automatic_copies_go_by_the_tuning(restored: None) -> None:
     wanted = copying.ffi.new("struct pf_copy_tuning *")
-    wanted.large_method = copying._CODES["words"]
+    wanted.large_method = copying.METHOD_CODES["words"]
     wanted.large_bytes, wanted.thread_bytes = 1000, 4096
     assert copying.lib.pf_copy_tune(wanted) == 0
     copying._tuned = True
