@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,6 +126,8 @@ def show(
     plot: Callable[[dict[str, Any], Path], None],
 ) -> int:
     """Print the figures, and write what ``add_output`` lets be asked for; return the exit code."""
+    if not args.from_json:
+        figures["command"] = shlex.join(["pageferry", *args.words])
     if args.output:
         write(args.output, lambda path: path.write_text(json.dumps(figures, indent=1) + "\n"))
     if args.json:
