@@ -309,3 +309,31 @@ def test_explanations_say_what_happened() -> None:
     assert "line 29" not in text
     assert text.endswith("whole console: /logs/console")
     assert explain(lab.Verdict.FINISHED, 3.0) == ""
+
+
+def test_count_is_run_with_another_clock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where QEMU is started: a real guest of this kind takes too long for each run of the tests."""
+    from pageferry import cli
+    from pageferry.lab import guest, qemu
+
+    started: list[list[str]] = []
+
+    def start(machine: qemu.Machine, ports: object, *, terminal: bool = False) -> qemu.Qemu:
+        started.append(qemu._arguments(machine))
+        raise lab.LabError(5, "no guest in this test")
+
+    image = tmp_path / "bzImage"
+    image.write_bytes(bytes(0x202) + b"HdrS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(guest, "start", start)
+    for verb in ("count", "run"):
+        command = ["lab", verb, "--kernel", str(image), "--memory", "256M", "--", "true"]
+        if verb == "run":
+            command[2:2] = ["--accel", "tcg"]
+        assert cli.main(command) == lab.LAB_FAILED
+    counted, plain = (" ".join(arguments) for arguments in started)
+    assert "-accel tcg,thread=single -icount shift=0,sleep=off" in counted
+    assert "thread=multi" in plain and "-icount" not in plain
+    assert "no guest in this test" in capsys.readouterr().err

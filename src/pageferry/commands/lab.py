@@ -35,19 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    run_parser = _verb(verbs, "run", "run a command in a guest", _run)
-    _add_machine(run_parser)
-    run_parser.add_argument(
-        "--timeout",
-        type=float,
-        default=600,
-        metavar="SECONDS",
-        help="end the guest after this time, boot included (600; 0: never)",
+    _add_run(_verb(verbs, "run", "run a command in a guest", _run))
+    count_parser = _verb(
+        verbs, "count", "run a command in a guest whose clock counts instructions", _run
     )
-    run_parser.add_argument(
-        "--json", action="store_true", help="print the result, output included, as JSON at the end"
-    )
-    run_parser.add_argument("guest_command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    _add_run(count_parser)
+    count_parser.set_defaults(accel="count")
 
     shell_parser = _verb(
         verbs, "shell", "open a shell in a guest; Ctrl-] ends it, as does leaving the shell", _shell
@@ -91,11 +84,27 @@ def _verb(
     parser = verbs.add_parser(
         name,
         help=summary,
-        description=_DESCRIPTION if name in ("run", "shell") else summary,
+        description=_DESCRIPTION if name in ("run", "count", "shell") else summary,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_reporting(run))
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``lab run`` and ``lab count``."""
+    _add_machine(parser)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="end the guest after this time, boot included (600; 0: never)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result, output included, as JSON at the end"
+    )
+    parser.add_argument("guest_command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -121,9 +130,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--accel",
-        choices=("auto", "kvm", "tcg"),
+        choices=("auto", "kvm", "tcg", "count"),
         default="auto",
-        help="auto: KVM where a guest really boots under it, else emulation (tcg)",
+        help="auto: KVM where a guest really boots under it, else emulation (tcg); count: emulated "
+        "so that a nanosecond of the guest's clocks is an instruction, of whichever CPU",
     )
     group.add_argument(
         "--append",

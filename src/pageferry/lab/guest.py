@@ -52,13 +52,13 @@ def run(
 ) -> GuestResult:
     """Boot a guest, run ``command`` in it as root, and return how that ended.
 
-    The guest sees the host's files as they are, writes to a layer of its own that vanishes
-    with it, and has no network. Options: ``topology`` of the machine, ``memory`` of each node
-    (bytes, or "2G"), ``cpus`` in all, ``kernel`` (a name or path for find_kernel, or a Kernel),
-    ``accel`` (auto, kvm, tcg), ``append`` to the kernel's command line, ``env`` in addition
-    to what is carried over from the host, ``cwd``, ``writable`` host directories where what
-    is written stays, ``console`` a file for the guest's console, ``notify`` for a line about
-    what takes long.
+    The guest sees the host's files as they are, writes to a layer of its own that vanishes with it,
+    and has no network. Options: ``topology`` of the machine, ``memory`` of each node (bytes, or
+    "2G"), ``cpus`` in all, ``kernel`` (a name or path for find_kernel, or a Kernel), ``accel``
+    (auto, kvm, tcg, or count: a guest whose clock counts instructions), ``append`` to the kernel's
+    command line, ``env`` in addition to what is carried over from the host, ``cwd``, ``writable``
+    host directories where what is written stays, ``console`` a file for the guest's console,
+    ``notify`` for a line about what takes long.
 
     Output goes to ``stdout`` and ``stderr`` as it comes, or into the result without them.
     The guest is ended after ``timeout`` seconds. A guest that panics, hangs or ends early is
@@ -149,7 +149,7 @@ class _Prepared:
             raise LabError(errno.EINVAL, "an argument of the command holds a NUL byte")
         accel = options.get("accel", "auto")
         if accel not in ("auto", *CPU_MODELS):
-            raise LabError(errno.EINVAL, f"no accelerator {accel!r}: auto, kvm or tcg")
+            raise LabError(errno.EINVAL, f"no accelerator {accel!r}: auto, kvm, tcg or count")
         memory = options.get("memory", "2G")
         topology = options.get("topology", TOPOLOGIES["two-node"])
         cpus = options.get("cpus")

@@ -18,8 +18,13 @@ from .kernel import Kernel
 from .topology import Topology, qemu_arguments
 
 # With erms, an emulated "rep movsb" goes element by element, ten times slower than vectors.
-CPU_MODELS = {"kvm": "host", "tcg": "max,-erms"}
-_ACCELERATORS = {"kvm": "kvm", "tcg": "tcg,thread=multi"}
+CPU_MODELS = {"kvm": "host", "tcg": "max,-erms", "count": "max,-erms"}
+_ACCELERATORS = {
+    "kvm": ["-accel", "kvm"],
+    "tcg": ["-accel", "tcg,thread=multi"],
+    # The guest's clock goes on by 1 ns with each instruction, of whichever CPU.
+    "count": ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+}
 # "oops=panic" makes a bug of the kernel end the run instead of one thread of the command.
 _KERNEL_ARGUMENTS = (
     "console=ttyS0",
@@ -118,7 +123,7 @@ def _arguments(machine: Machine) -> list[str]:
         cpu_model=CPU_MODELS[machine.accel],
     )
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    arguments += ["-accel", _ACCELERATORS[machine.accel], *shape]
+    arguments += [*_ACCELERATORS[machine.accel], *shape]
     arguments += ["-kernel", str(machine.kernel.image)]
     arguments += ["-initrd", str(build_initramfs(machine.kernel))]
     arguments += ["-append", " ".join([*_KERNEL_ARGUMENTS, *needed, *machine.append])]

@@ -31,9 +31,9 @@ class GuestResult:
     ``returncode`` is the command's own (128+n when signal n ended it) if ``verdict`` is
     FINISHED, else 125. ``stdout`` and ``stderr`` are what was captured, empty when streamed.
     ``seconds`` is from the start of QEMU to the end, ``boot_seconds`` to the start of the
-    command (None when it never started). ``accel`` is ``kvm`` or ``tcg``. ``console`` is the
-    guest's console; when the lab failed it is also in the file ``console_path``. ``detail``
-    is what is known about a failure.
+    command (None when it never started). ``accel`` is ``kvm``, ``tcg`` or ``count``.
+    ``console`` is the guest's console; when the lab failed it is also in the file
+    ``console_path``. ``detail`` is what is known about a failure.
     """
 
     verdict: Verdict
