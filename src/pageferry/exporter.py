@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import fnmatch
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import extras, procfs
 from .nodestat import memory_pressure, node_stats
-from .scan import ProcessScan, ProcessStat
+from .scan import BackgroundScan, ProcessScan, ProcessStat
 
 _USES = ("anonymous", "shared", "file", "hugetlb", "kernel", "free")
 _PRESSURES = ("none", "reclaim", "stall")
@@ -30,8 +29,9 @@ class MachineCollector:
         )
         self._patterns = tuple(dict.fromkeys(patterns))
         self._budget = budget
-        self._scan = ProcessScan(lambda pid, name: any(_matches(name, p) for p in self._patterns))
-        self._lock = threading.Lock()  # two scrapes at once must not share the scan
+        self._scan = BackgroundScan(
+            ProcessScan(lambda pid, name: any(_matches(name, p) for p in self._patterns))
+        )
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics as they are now."""
@@ -39,9 +39,7 @@ class MachineCollector:
         yield from self._nodes()
         yield from self._kernel()
         if self._patterns:
-            with self._lock:
-                processes = self._scan.refresh(self._budget)
-            yield from self._processes(processes)
+            yield from self._processes(self._scan.refresh(self._budget))
         yield self._gauge(
             "pageferry_scrape_seconds", "What collecting this took", time.perf_counter() - begun
         )

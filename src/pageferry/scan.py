@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,10 @@ class ProcessScan:
         self._proc = Path(proc)
         self._node_of = {cpu.id: cpu.node for cpu in (machine or topology()).cpus}
         self._known: dict[tuple[int, int], tuple[ProcessStat, float]] = {}
+        self.latest: list[ProcessStat] = []
+        """What is known so far; any thread may look."""
+        self.reading: int | None = None
+        """The process that is being read; any thread may look."""
 
     def refresh(self, budget: float) -> list[ProcessStat]:
         """Read for about ``budget`` seconds, at least one process; return all processes.
@@ -122,17 +127,21 @@ class ProcessScan:
         begun = self._clock()
         listed = {(stat.pid, stat.started): stat for stat in self._list()}
         self._known = {key: known for key, known in self._known.items() if key in listed}
+        self.latest = [self._combined(stat, begun) for stat in listed.values()]
         due = [(self._order(key, stat, begun), key) for key, stat in listed.items()]
         for number, (order, key) in enumerate(sorted(due)):
             if order[0] == _NOT_YET or (number and self._clock() - begun > budget):
                 break
             stat = listed[key]
             before = self._clock()
+            self.reading = stat.pid
             read = self._read(stat)
+            self.reading = None
             now = self._clock()
             self._known[key] = replace(read, cost=now - before), now
         now = self._clock()
-        return [self._combined(stat, now) for stat in listed.values()]
+        self.latest = [self._combined(stat, now) for stat in listed.values()]
+        return self.latest
 
     def _order(self, key: tuple[int, int], stat: ProcessStat, now: float) -> tuple[int, float]:
         known = self._known.get(key)
@@ -195,6 +204,51 @@ class ProcessScan:
             if (node := self._node_of.get(cpu)) is not None:
                 nodes.add(node)
         return frozenset(nodes)
+
+
+class BackgroundScan:
+    """A scan that its caller never has to wait for: a thread of its own does the reading.
+
+    Whoever reads ``numa_maps`` waits for the process's mmap lock, for as long as somebody else
+    holds it. Then what is known of the others is returned. Any thread may call it.
+    """
+
+    def __init__(self, scan: ProcessScan) -> None:
+        self._scan = scan
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._error: BaseException | None = None
+
+    def refresh(self, budget: float) -> list[ProcessStat]:
+        """Read for about ``budget`` seconds; return all processes, after twice that at the latest.
+
+        While a process holds the reading up, as ``waiting`` tells, nothing new is read.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._idle.is_set():
+                self._idle.clear()
+                # It must not keep the program from ending, however long it waits.
+                threading.Thread(
+                    target=self._work, args=(budget,), name="pageferry scan", daemon=True
+                ).start()
+        self._idle.wait(2 * budget + 0.1)
+        return self._scan.latest
+
+    @property
+    def waiting(self) -> int | None:
+        """The process that holds the reading up now, or None."""
+        return None if self._idle.is_set() else self._scan.reading
+
+    def _work(self, budget: float) -> None:
+        try:
+            self._scan.refresh(budget)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._idle.set()
 
 
 _NOT_YET = 2

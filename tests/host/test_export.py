@@ -25,7 +25,7 @@ from regions import PAGE
 from pageferry import cli, metrics, move, scan
 from pageferry.errors import PageferryError
 from pageferry.exporter import MachineCollector
-from pageferry.scan import PATIENCE, ProcessScan, memory_by_node
+from pageferry.scan import PATIENCE, BackgroundScan, ProcessScan, memory_by_node
 from pageferry.topology import topology
 
 PROGRAM = [sys.executable, "-m", "pageferry", "export"]
@@ -153,6 +153,29 @@ def test_what_may_not_be_read_is_said_and_left_alone(proc: Proc) -> None:
     (proc.root / "7").mkdir()
     (stat,) = ProcessScan(proc=proc.root).refresh(1)
     assert (stat.pid, stat.readable, stat.nodes) == (5, False, None)
+
+
+def test_a_process_that_holds_the_reading_up_holds_nobody_else_up(proc: Proc) -> None:
+    proc.add(5, "stuck", 10)
+    (proc.root / "5/numa_maps").unlink()
+    os.mkfifo(proc.root / "5/numa_maps")  # to read it blocks, as with a lock that is taken
+    for pid in (6, 7):
+        proc.add(pid, "p", 5)
+    scanned = ProcessScan(proc=proc.root)
+    watch = BackgroundScan(scanned)
+    for _ in range(3):
+        found = {stat.pid: stat for stat in watch.refresh(0.01)}
+        assert set(found) == {5, 6, 7} and found[5].nodes is None
+    assert watch.waiting == 5
+    with open(proc.root / "5/numa_maps", "w") as fifo:
+        fifo.write("7f00 default N0=10 kernelpagesize_kB=4\n")
+    (proc.root / "5/numa_maps").unlink()
+    for _ in range(1000):
+        found = {stat.pid: stat for stat in watch.refresh(1.0)}
+        if all(stat.nodes for stat in found.values()):
+            break
+    assert found[5].nodes == {0: 40960} and found[7].nodes == {0: 5 * 4096}
+    assert watch.waiting is None
 
 
 @needs_numa_maps

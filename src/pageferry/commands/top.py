@@ -80,6 +80,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _one_look(watch: Watch, interval: float) -> Sample:
     begun = time.monotonic()
-    watch.look(_ONCE_BUDGET)
+    watch.look(_ONCE_BUDGET)  # returns when all are read, or the budget is spent
     time.sleep(max(begun + interval - time.monotonic(), 0))
     return watch.look(_ONCE_BUDGET)

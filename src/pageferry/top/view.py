@@ -72,7 +72,9 @@ def _head(sample: Sample) -> Text:
         some = sample.pressure.get("some", 0.0)
         line.append(f"   waiting for memory {some:.1f}%", "red" if some >= 10 else "default")
     line.append(f"   {len(sample.processes)} processes")
-    if sample.unread:
+    if sample.waiting is not None:
+        line.append(f", waiting for the lock of {sample.waiting}", "red")
+    elif sample.unread:
         line.append(f", {sample.unread} not read", "dim")
     return line
 

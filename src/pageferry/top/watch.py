@@ -11,7 +11,7 @@ from typing import Any
 from .. import procfs
 from ..nodestat import NodeStat, memory_pressure, node_stats
 from ..pages import PAGE_SIZE
-from ..scan import ProcessScan, ProcessStat
+from ..scan import BackgroundScan, ProcessScan, ProcessStat
 
 #: Names of the ways to sort, in the order in which a key goes through them.
 SORTS = ("remote", "resident", "thp", "name", "pid")
@@ -32,6 +32,8 @@ class Sample:
     processes: tuple[ProcessStat, ...]
     pressure: dict[str, float]
     rates: dict[str, float] = field(default_factory=dict)
+    waiting: int | None = None
+    """The process whose lock the reading waits for, if it does for long."""
 
     @property
     def migrated(self) -> float:
@@ -57,9 +59,9 @@ class Sample:
 class Watch:
     """Look again and again; rates are over the time between two looks."""
 
-    def __init__(self, sort: str = "remote") -> None:
+    def __init__(self, sort: str = "remote", scan: ProcessScan | None = None) -> None:
         self.sort = sort
-        self._scan = ProcessScan()
+        self._scan = BackgroundScan(scan or ProcessScan())
         self._counters = procfs.vmstat()
         self._looked = time.monotonic()
 
@@ -73,7 +75,13 @@ class Watch:
         }
         self._counters, self._looked = counters, now
         processes = self._scan.refresh(budget)
-        return Sample(node_stats(), self.sorted(processes), memory_pressure(), rates)
+        return Sample(
+            node_stats(),
+            self.sorted(processes),
+            memory_pressure(),
+            rates,
+            waiting=self._scan.waiting,
+        )
 
     def sorted(self, processes: list[ProcessStat]) -> tuple[ProcessStat, ...]:
         """Return the processes in the order that was asked for."""
