@@ -504,6 +504,123 @@ PF_API int64_t pf_mt_mbind(struct pf_mt *mt, uint64_t start, uint64_t length, in
 PF_API int64_t pf_mt_migrate_pages(struct pf_mt *mt, int32_t pid, uint64_t maxnode,
 				   const uint64_t *from, const uint64_t *to);
 
+/* ---- User engine: this process's own pages, at the speed of a copy ------------- */
+
+/*
+ * Private anonymous memory of the calling process, piece by piece: the pages of
+ * a piece are taken away, so that no access reaches it, copied, and others put
+ * in. Several threads each have a piece of their own at a time. The mappings,
+ * their flags and policies stay as they are. Whoever touches the piece
+ * meanwhile waits, whether the program itself or the kernel for it (read(2)),
+ * a few hundred microseconds as a rule. What a device writes into the range
+ * while it is away is the difference between the ways.
+ */
+enum pf_user_way {
+	/*
+	 * The kernel takes page after page and refuses those that are pinned for a
+	 * device, shared by an earlier fork, or merged by KSM; they are left to the
+	 * caller in `left`. Other threads may do what they like, but not unmap the
+	 * range and map it anew. Needs UFFDIO_MOVE, Linux 6.8.
+	 */
+	PF_USER_CHECKED = 1,
+	/*
+	 * Page tables are taken away whole. Faster for base pages, and unchecked: a
+	 * device that writes into the range meanwhile (O_DIRECT, io_uring, RDMA)
+	 * writes into the old page, and its bytes are lost. Nor may another thread
+	 * unmap, remap, protect or madvise the range meanwhile.
+	 */
+	PF_USER_HOLD = 2,
+	/* Readers go on during the copy and only writers wait; else as HOLD. */
+	PF_USER_PROTECT = 3,
+};
+
+enum {
+	PF_USER_AGAIN = 1,	/* give pages that are on the target already new ones, too */
+	PF_USER_EXACT = 2,	/* ask for every page's node, and keep old pages for the pool */
+	PF_USER_FILL = 4,	/* new base pages by UFFDIO_COPY, even if the pool has some */
+	PF_USER_NO_FILL = 8,	/* ... never: populate, copy and move in, whatever it costs */
+};
+
+/* What the kernel lets this process do; see pf_user_features(). */
+enum {
+	PF_USER_HAS_FAULTS = 1,		/* userfaultfd(2), faults of the kernel included */
+	PF_USER_HAS_MOVE = 2,		/* UFFDIO_MOVE, for CHECKED and for huge pages */
+	PF_USER_HAS_EVENTS = 4,		/* hears of mremap and madvise; for CHECKED */
+	PF_USER_HAS_REMAP = 8,		/* MREMAP_DONTUNMAP, for HOLD and PROTECT */
+	PF_USER_HAS_PROTECT = 16,	/* UFFDIO_WRITEPROTECT, for PROTECT */
+	PF_USER_HAS_PROTECT_ABSENT = 32,	/* ... of absent pages too */
+};
+
+/*
+ * A mask of the above, by trying. -EPERM: there is userfaultfd, but not for
+ * faults that the kernel takes, which needs CAP_SYS_PTRACE, or access to
+ * /dev/userfaultfd, or vm.unprivileged_userfaultfd=1. -ENOSYS: there is none.
+ */
+PF_API int64_t pf_user_features(void);
+
+enum { PF_STALL_BUCKETS = 128 };
+
+/* As pf_progress: written with atomic additions while the engine runs. */
+struct pf_user_progress {
+	uint64_t bytes_moved;
+	uint64_t bytes_already;		/* on the target before */
+	uint64_t bytes_gone;		/* freed meanwhile */
+	uint64_t bytes_left;		/* not for this engine, see left */
+	uint64_t bytes_skipped;		/* not tried: cancelled */
+	uint64_t bytes_filled;		/* moved by UFFDIO_COPY, the rest with UFFDIO_MOVE */
+	uint64_t bytes_pooled;		/* moved into pages of the warm pool */
+	uint64_t pages_moved[3];	/* by enum pf_page_kind, of what they are now */
+	uint64_t pages_already[3];
+	uint64_t pages_unsampled;	/* counted as moved without having been asked before */
+	uint64_t left[256];		/* bytes by errno */
+	uint64_t pieces;
+	uint64_t stall_us_max;		/* longest time that an access may have waited */
+	/* Pieces by their stall in us: below 4 by the us, then four buckets an octave. */
+	uint64_t stalls[128];
+};
+
+struct pf_user {
+	/* set by the caller */
+	int32_t target;			/* node */
+	uint32_t way;			/* enum pf_user_way */
+	uint32_t flags;
+	uint32_t page_shift;		/* 0: pages keep their size; or the base size */
+	uint32_t threads;		/* caller included */
+	uint32_t poll_us;		/* 0: never */
+	const int32_t *cpus;		/* one for each thread, or NULL */
+	const struct pf_extent *extents;	/* each in one mapping, no hugetlb pages */
+	uint64_t n_extents;
+	struct pf_extent *left;		/* what was left for another engine, in no order */
+	uint64_t max_left;
+	uint64_t piece_bytes;		/* first size of a piece; adapted while it runs */
+	uint32_t stall_us;		/* no access should wait longer; 0: 20 ms */
+	uint32_t copy_method;		/* enum pf_copy_method */
+	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
+	void *poll_arg;
+	/* written by the core */
+	uint64_t n_left;		/* max_left: there may be more that found no room */
+	uint32_t cancel;		/* any thread may set it */
+	int32_t error;			/* errno that stopped the move, or 0 */
+	uint32_t workers;
+	uint32_t reserved;
+	struct pf_user_progress progress;
+};
+
+/*
+ * Move the pages of the extents to the target node. Can be called again;
+ * progress adds up, n_left begins anew. Returns 0 when every page was attended
+ * to (moved, already, gone or left), -ECANCELED after a cancel, -EPERM or
+ * -ENOSYS as pf_user_features(), -EOPNOTSUPP: the kernel lacks what the way
+ * needs. `left` by errno: EBUSY pinned, shared or merged; EDEADLK the engine
+ * itself runs on it; ENOMEM no room on the target, in such pages; others: the
+ * mapping is not private, anonymous and writable, or changed meanwhile.
+ *
+ * Takes two pieces of memory for each thread, 16 MiB at most, and no more.
+ * fork() in another thread waits for the pieces under way; a child made by
+ * clone(2) directly, past the C library, may find holes.
+ */
+PF_API int pf_user_run(struct pf_user *user);
+
 /* cffi: end */
 
 #ifdef __cplusplus

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "nodes.h"
 #include "pageferry.h"
 #include "test.h"
 
@@ -20,28 +21,6 @@ enum { PAGES = 4096, HOLE = 100, MAX_EXTENTS = 1024 };
 
 static long page_size;
 static struct pf_locate locate;
-
-static int nodes_with_memory(int *nodes, int max)
-{
-	int count = 0;
-
-	for (int node = 0; node < 64 && count < max; node++) {
-		char path[80], line[128];
-		long kib = 0;
-		FILE *file;
-
-		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
-		file = fopen(path, "r");
-		if (!file)
-			continue;
-		if (fgets(line, sizeof(line), file))
-			sscanf(line, "Node %*d MemTotal: %ld", &kib);
-		fclose(file);
-		if (kib)
-			nodes[count++] = node;
-	}
-	return count;
-}
 
 static uint64_t survey(unsigned char *memory, uint32_t method, struct pf_extent *extents,
 		       struct pf_survey *out)
@@ -165,11 +144,7 @@ int main(void)
 
 	alarm(120);
 	page_size = sysconf(_SC_PAGESIZE);
-	count = nodes_with_memory(nodes, 2);
-	if (!count) {
-		nodes[0] = 0;
-		count = 1;
-	}
+	count = memory_nodes(nodes, 2);
 	memory = mmap(NULL, PAGES * page_size, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(memory != MAP_FAILED);

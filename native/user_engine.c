@@ -1,0 +1,696 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The user engine: pieces of a range, dealt to workers that each take one away,
+ * copy it, and put it back, independently of each other.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "crew.h"
+#include "pages.h"
+#include "pool.h"
+#include "populate.h"
+#include "user_engine.h"
+#include "userfault.h"
+
+enum {
+	MPOL_DEFAULT = 0,
+	MPOL_PREFERRED = 1,
+	MPOL_F_ADDR = 2,
+	NODE_BITS = PF_MAX_NODES,
+	NODE_LONGS = NODE_BITS / (8 * sizeof(unsigned long)) + 1,
+	SAMPLE_STRIDE = 64,
+	PIECE_PAGES = PIECE_BYTES_MAX >> 12,
+	STALL_US = 20000,
+};
+
+#define PIECE_BYTES_MIN (64ull << 10)
+#define PIECE_BYTES_FIRST (2ull << 20)
+
+/* The memory policy of a thread. */
+struct policy {
+	unsigned long mask[NODE_LONGS];
+	int mode;
+	bool known;
+};
+
+struct worker {
+	struct lane lane;
+	struct policy before;
+	uint64_t addresses[PIECE_PAGES];
+	int32_t nodes[PIECE_PAGES];	/* before the move */
+	int32_t answers[PIECE_PAGES];	/* after it */
+};
+
+/* One call of pf_user_run(), in a mapping of its own. */
+struct running {
+	struct pf_user *user;
+	pthread_mutex_t lock;
+	uint64_t extent;	/* where the next piece begins */
+	uint64_t page;
+	uint64_t bytes_left;
+	uint64_t piece_bytes;	/* adapted by all workers, the last one wins */
+	uint64_t polled_us;	/* worker 0 only */
+	uint64_t bytes;		/* of this mapping */
+	uint32_t features;
+	uint32_t base_shift;
+	uint32_t threads;
+	uint32_t full;		/* the target has no pages of this size any more */
+	struct worker workers[];
+};
+
+/* What a worker is at. */
+struct task {
+	struct running *running;
+	struct worker *worker;
+	uint64_t address;
+	uint64_t bytes;
+	uint32_t shift;
+	uint32_t kind;
+	int32_t source;		/* node of all pages, or -1: not known */
+	bool is_caller;
+};
+
+static void add(uint64_t *counter, uint64_t count)
+{
+	__atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
+}
+
+static bool stopped(const struct running *running)
+{
+	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&running->user->error, __ATOMIC_RELAXED);
+}
+
+static void stop(struct running *running, int error)
+{
+	int32_t none = 0;
+
+	__atomic_compare_exchange_n(&running->user->error, &none, error, false,
+				    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+static int poll_now(void *arg)
+{
+	struct running *running = arg;
+	struct pf_user *user = running->user;
+
+	running->polled_us = now_us();
+	if (user->poll && !__atomic_load_n(&user->cancel, __ATOMIC_RELAXED) &&
+	    user->poll(user->poll_arg))
+		__atomic_store_n(&user->cancel, 1, __ATOMIC_RELAXED);
+	return 0;
+}
+
+/* ---- What the kernel offers -------------------------------------------------------- */
+
+static bool has_remap(void)
+{
+	long page = sysconf(_SC_PAGESIZE);
+	void *memory = mmap(NULL, (size_t)page, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *moved;
+
+	if (memory == MAP_FAILED)
+		return false;
+	/* The kernel looks at the address also without MREMAP_FIXED. */
+	moved = mremap(memory, (size_t)page, (size_t)page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	munmap(memory, (size_t)page);
+	if (moved == MAP_FAILED)
+		return false;
+	munmap(moved, (size_t)page);
+	return true;
+}
+
+int64_t pf_user_features(void)
+{
+	uint64_t offered = 0;
+	int error = userfault_probe(&offered);
+	int64_t features = PF_USER_HAS_FAULTS;
+
+	if (error)
+		return error;
+	if (offered & UFFD_FEATURE_MOVE)
+		features |= PF_USER_HAS_MOVE;
+	if ((offered & UFFD_FEATURE_EVENT_REMAP) && (offered & UFFD_FEATURE_EVENT_REMOVE))
+		features |= PF_USER_HAS_EVENTS;
+	if (offered & UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+		features |= PF_USER_HAS_PROTECT;
+	if (offered & UFFD_FEATURE_WP_UNPOPULATED)
+		features |= PF_USER_HAS_PROTECT_ABSENT;
+	if (has_remap())
+		features |= PF_USER_HAS_REMAP;
+	return features;
+}
+
+static uint32_t needed(uint32_t way)
+{
+	switch (way) {
+	case PF_USER_CHECKED:
+		return PF_USER_HAS_MOVE | PF_USER_HAS_EVENTS;
+	case PF_USER_HOLD:
+		return PF_USER_HAS_REMAP;
+	default:
+		return PF_USER_HAS_REMAP | PF_USER_HAS_PROTECT;
+	}
+}
+
+/* ---- Memory policy: UFFDIO_COPY takes pages where the thread prefers them ----------- */
+
+static void prefer_target(struct policy *before, int32_t node)
+{
+	unsigned long mask[NODE_LONGS] = { 0 };
+	const int bits = 8 * sizeof(unsigned long);
+
+	before->known = !syscall(SYS_get_mempolicy, &before->mode, before->mask,
+				 (unsigned long)NODE_BITS + 1, NULL, 0ul);
+	if (!before->known)
+		return;
+	mask[node / bits] = 1ul << node % bits;
+	if (syscall(SYS_set_mempolicy, MPOL_PREFERRED, mask, (unsigned long)NODE_BITS + 1))
+		before->known = false;
+}
+
+static void prefer_as_before(const struct policy *before)
+{
+	if (before->known)
+		syscall(SYS_set_mempolicy, before->mode,
+			before->mode == MPOL_DEFAULT ? NULL : before->mask,
+			(unsigned long)NODE_BITS + 1);
+}
+
+/* A policy of the mapping itself would overrule the thread's. */
+static bool thread_decides(uint64_t address)
+{
+	int mode = -1;
+
+	return !syscall(SYS_get_mempolicy, &mode, NULL, 0ul, address, (unsigned long)MPOL_F_ADDR) &&
+	       mode == MPOL_DEFAULT;
+}
+
+/* ---- Counting ------------------------------------------------------------------------- */
+
+/* For another engine. Adjacent ones are not joined: there are few. */
+static void leave(const struct task *task, uint64_t address, uint64_t bytes, int error)
+{
+	struct pf_user *user = task->running->user;
+	uint64_t i;
+
+	add(&user->progress.bytes_left, bytes);
+	add(&user->progress.left[error < PF_MAX_ERRNO ? error : 0], bytes);
+	pthread_mutex_lock(&task->running->lock);
+	i = user->n_left;
+	if (i < user->max_left) {
+		/* A huge page that was left in part has been split by the kernel. */
+		bool whole = !((address | bytes) & ((1ull << task->shift) - 1));
+		uint32_t shift = whole ? task->shift : task->running->base_shift;
+
+		user->left[i] = (struct pf_extent){
+			.start = address, .pages = bytes >> shift, .shift = shift,
+			.kind = whole ? task->kind : (uint32_t)PF_PAGE_BASE,
+		};
+		user->n_left = i + 1;
+	}
+	pthread_mutex_unlock(&task->running->lock);
+}
+
+static uint32_t stall_bucket(uint64_t us)
+{
+	uint32_t octave;
+
+	if (us < 4)
+		return (uint32_t)us;
+	octave = 63 - (uint32_t)__builtin_clzll(us);
+	octave = 4 * (octave - 1) + (uint32_t)(us >> (octave - 2) & 3);
+	return octave < PF_STALL_BUCKETS ? octave : PF_STALL_BUCKETS - 1;
+}
+
+static void note_stall(struct running *running, uint64_t bytes, uint64_t us)
+{
+	struct pf_user *user = running->user;
+	uint64_t longest = __atomic_load_n(&user->progress.stall_us_max, __ATOMIC_RELAXED);
+	uint64_t now = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
+	uint64_t limit = user->stall_us ? user->stall_us : STALL_US;
+
+	add(&user->progress.pieces, 1);
+	add(&user->progress.stalls[stall_bucket(us)], 1);
+	while (us > longest &&
+	       !__atomic_compare_exchange_n(&user->progress.stall_us_max, &longest, us, true,
+					    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+	/* A margin: the next one may meet a busy CPU. */
+	if (us * 2 > limit && bytes <= now)
+		now = bytes / 2;
+	else if (us * 8 < limit && bytes >= now)
+		now = bytes * 2;
+	else
+		return;
+	if (now < PIECE_BYTES_MIN)
+		now = PIECE_BYTES_MIN;
+	if (now > PIECE_BYTES_MAX)
+		now = PIECE_BYTES_MAX;
+	__atomic_store_n(&running->piece_bytes, now, __ATOMIC_RELAXED);
+}
+
+/* ---- Where the pages of a piece are --------------------------------------------------- */
+
+/* Write the nodes of every stride-th page and the last one. Their number, 0: not known. */
+static uint64_t ask(const struct task *task, uint64_t stride, int32_t *nodes)
+{
+	struct worker *worker = task->worker;
+	uint64_t pages = task->bytes >> task->shift;
+	uint64_t count = 0;
+	uint64_t i;
+
+	for (i = 0; i < pages; i += stride)
+		worker->addresses[count++] = task->address + (i << task->shift);
+	if (stride > 1)
+		worker->addresses[count++] = task->address + ((pages - 1) << task->shift);
+	return query_nodes(0, count, worker->addresses, nodes) ? 0 : count;
+}
+
+/* After UFFDIO_COPY: has the target really had room? The pages that are elsewhere are left. */
+static uint64_t bytes_astray(const struct task *task)
+{
+	struct worker *worker = task->worker;
+	int32_t *nodes = worker->answers;
+	int32_t target = task->running->user->target;
+	uint64_t size = 1ull << task->running->base_shift;
+	struct task base = *task;
+	uint64_t astray = 0;
+	uint64_t count, i;
+
+	base.shift = task->running->base_shift;
+	base.kind = PF_PAGE_BASE;
+	count = ask(&base, SAMPLE_STRIDE, nodes);
+	for (i = 0; i < count; i++)
+		if (nodes[i] >= 0 && nodes[i] != target)
+			break;
+	if (i == count)
+		return 0;
+	__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
+	count = ask(&base, 1, nodes);
+	for (i = 0; i < count; i++) {
+		if (nodes[i] < 0 || nodes[i] == target)
+			continue;
+		leave(&base, worker->addresses[i], size, ENOMEM);
+		astray += size;
+	}
+	return astray;
+}
+
+/* ---- Pages to copy into ------------------------------------------------------------------ */
+
+struct fresh {
+	uint64_t start;		/* 0: UFFDIO_COPY makes them */
+	bool pooled;
+	uint32_t shift;
+};
+
+/* 0 or -errno. */
+static int find_fresh(const struct task *task, struct fresh *fresh)
+{
+	const struct running *running = task->running;
+	const struct pf_user *user = running->user;
+	void *memory;
+	int error;
+
+	*fresh = (struct fresh){ .shift = user->page_shift ? user->page_shift : task->shift };
+	if (fresh->shift == running->base_shift && (user->flags & PF_USER_FILL) &&
+	    thread_decides(task->address))
+		return 0;
+	if (!(running->features & PF_USER_HAS_MOVE))
+		return fresh->shift == running->base_shift && thread_decides(task->address) ?
+			0 : -EOPNOTSUPP;
+	memory = pool_take(user->target, fresh->shift, task->bytes);
+	fresh->pooled = memory != NULL;
+	if (!memory) {
+		if (__atomic_load_n(&running->full, __ATOMIC_RELAXED))
+			return -ENOMEM;
+		if (fresh->shift == running->base_shift && user->way != PF_USER_PROTECT &&
+		    !(user->flags & PF_USER_NO_FILL) && thread_decides(task->address))
+			return 0;
+		memory = map_aligned(task->bytes, fresh->shift);
+		if (!memory)
+			return -ENOMEM;
+		madvise(memory, task->bytes, MADV_DONTFORK);
+		error = pf_populate((uintptr_t)memory, task->bytes, user->target, fresh->shift, 0,
+				    1, NULL);
+		if (error < 0) {
+			munmap(memory, task->bytes);
+			return error;
+		}
+	}
+	fresh->start = (uintptr_t)memory;
+	return 0;
+}
+
+/* ---- One piece ---------------------------------------------------------------------------- */
+
+static void copy_span(const struct task *task, uint64_t to, uint64_t from, const struct span *span)
+{
+	pf_copy_pages((void *)(uintptr_t)(to + span->offset),
+		      (const void *)(uintptr_t)(from + span->offset), span->bytes,
+		      task->running->user->copy_method);
+}
+
+/*
+ * Between the first and the last line nothing may block on anything but the
+ * kernel, and a handler of a signal would run on this very stack: it might
+ * touch the piece, and wait for itself.
+ */
+static int pass(const struct task *task, const struct fresh *fresh, uint64_t *us)
+{
+	struct lane *lane = &task->worker->lane;
+	struct piece *piece = &lane->piece;
+	struct span all = { .bytes = task->bytes };
+	sigset_t none, before;
+	uint64_t begun;
+	uint32_t i;
+	int error;
+
+	sigfillset(&none);
+	if (task->is_caller)
+		pthread_sigmask(SIG_SETMASK, &none, &before);
+	engine_enter();
+	begun = now_us();
+	error = piece_begin(lane, task->address, task->bytes, task->shift);
+	if (!error) {
+		if (lane->way == PF_USER_PROTECT && fresh->start)
+			copy_span(task, fresh->start, task->address, &all);
+		piece_take(lane);
+		if (!fresh->start) {
+			error = piece_fill(lane);
+		} else {
+			for (i = 0; i < piece->n_spans && lane->way != PF_USER_PROTECT; i++)
+				copy_span(task, fresh->start, piece->side, &piece->spans[i]);
+			piece_put(lane, fresh->start);
+		}
+		piece_end(lane);
+	} else {
+		piece->n_spans = 0;
+	}
+	*us = now_us() - begun;
+	engine_exit();
+	if (task->is_caller)
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return error;
+}
+
+/* Old pages whose node is known, and all there, can serve the next one. */
+static void part_with_old(const struct task *task)
+{
+	struct piece *piece = &task->worker->lane.piece;
+
+	/* A mapping that came by mremap() has whatever flags the piece has. */
+	if (task->source < 0 || task->running->user->way != PF_USER_CHECKED ||
+	    piece->n_spans != 1 || piece->spans[0].bytes != piece->bytes ||
+	    piece->bytes_put != piece->bytes) {
+		piece_free(&task->worker->lane);
+		return;
+	}
+	piece_give(&task->worker->lane, task->source);
+}
+
+static void count_piece(const struct task *task, const struct fresh *fresh)
+{
+	struct pf_user_progress *p = &task->running->user->progress;
+	const struct piece *piece = &task->worker->lane.piece;
+	uint64_t astray = fresh->start ? 0 : bytes_astray(task);
+	uint64_t moved = piece->bytes_put - astray;
+	uint64_t size = 1ull << fresh->shift;
+	uint32_t i;
+
+	add(&p->bytes_moved, moved);
+	add(&p->bytes_gone, piece->bytes_taken - piece->bytes_put);
+	add(&p->pages_moved[fresh->shift == task->running->base_shift ? PF_PAGE_BASE : PF_PAGE_THP],
+	    moved / size);
+	add(fresh->start ? (fresh->pooled ? &p->bytes_pooled : &(uint64_t){ 0 }) : &p->bytes_filled,
+	    moved);
+	for (i = 0; i < piece->n_left; i++) {
+		const struct span *span = &piece->left[i];
+
+		if (span->error == ENOENT)
+			add(&p->bytes_gone, span->bytes);
+		else
+			leave(task, task->address + span->offset, span->bytes, span->error);
+	}
+}
+
+static void move_piece(const struct task *task)
+{
+	struct lane *lane = &task->worker->lane;
+	struct fresh fresh;
+	uint64_t us;
+	int error = find_fresh(task, &fresh);
+
+	if (error) {
+		if (error == -ENOMEM)
+			__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
+		leave(task, task->address, task->bytes, -error);
+		return;
+	}
+	error = pass(task, &fresh, &us);
+	if (error == -ENOMEM && lane->piece.n_spans)
+		__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
+	if (!error) {
+		note_stall(task->running, task->bytes, us);
+		count_piece(task, &fresh);
+	} else {
+		leave(task, task->address, task->bytes, -error);
+	}
+	if (!error && lane->piece.n_spans)
+		part_with_old(task);
+	else if (!error || lane->piece.n_spans)
+		piece_free(lane);
+	if (fresh.start) {
+		if (fresh.pooled && !lane->piece.n_spans)
+			pool_give(task->running->user->target, fresh.shift,
+				  (void *)(uintptr_t)fresh.start, task->bytes);
+		else
+			munmap((void *)(uintptr_t)fresh.start, task->bytes);
+	}
+}
+
+/* ---- Which parts of a piece have to move ----------------------------------------------------- */
+
+static void count_already(const struct task *task, uint64_t pages)
+{
+	struct pf_user_progress *p = &task->running->user->progress;
+
+	add(&p->bytes_already, pages << task->shift);
+	add(&p->pages_already[task->kind < PF_PAGE_KINDS ? task->kind : 0], pages);
+}
+
+/* As the kernel engine: ask for one base page in 64, and for all if one of them is there. */
+static bool asked_all(struct task *task)
+{
+	const struct pf_user *user = task->running->user;
+	int32_t *nodes = task->worker->nodes;
+	uint64_t pages = task->bytes >> task->shift;
+	uint64_t count, i;
+
+	if (task->shift == task->running->base_shift && !(user->flags & PF_USER_EXACT) &&
+	    pages > 2 * SAMPLE_STRIDE) {
+		if (user->flags & PF_USER_AGAIN)
+			return false;
+		count = ask(task, SAMPLE_STRIDE, nodes);
+		for (i = 0; i < count; i++)
+			if (nodes[i] == user->target)
+				break;
+		if (i == count) {
+			add(&task->running->user->progress.pages_unsampled, pages);
+			return false;
+		}
+	}
+	return ask(task, 1, nodes) > 0;
+}
+
+static void attend(const struct task *whole)
+{
+	const struct pf_user *user = whole->running->user;
+	const int32_t *nodes = whole->worker->nodes;
+	struct task task = *whole;
+	uint64_t pages = task.bytes >> task.shift;
+	bool again = user->flags & PF_USER_AGAIN;
+	uint64_t i, end;
+
+	task.source = -1;
+	if (engine_runs_on(task.address, task.bytes)) {
+		leave(&task, task.address, task.bytes, EDEADLK);
+		return;
+	}
+	if (!asked_all(&task)) {
+		move_piece(&task);
+		return;
+	}
+	for (i = 0; i < pages; i = end) {
+		bool there = nodes[i] == user->target && !again;
+		bool same = true;
+
+		for (end = i + 1; end < pages; end++) {
+			if ((nodes[end] == user->target && !again) != there)
+				break;
+			same = same && nodes[end] == nodes[i];
+		}
+		if (there) {
+			count_already(&task, end - i);
+			continue;
+		}
+		task.address = whole->address + (i << task.shift);
+		task.bytes = (end - i) << task.shift;
+		task.source = same && nodes[i] >= 0 ? nodes[i] : -1;
+		move_piece(&task);
+	}
+}
+
+/* ---- Workers ------------------------------------------------------------------------------------ */
+
+/* The next piece: adjacent pages of one size. False: there is none left. */
+static bool claim(struct running *running, struct task *task)
+{
+	const struct pf_user *user = running->user;
+	const struct pf_extent *extent;
+	uint64_t share, bytes, end, pages;
+
+	pthread_mutex_lock(&running->lock);
+	while (running->extent < user->n_extents &&
+	       running->page == user->extents[running->extent].pages) {
+		running->extent++;
+		running->page = 0;
+	}
+	if (running->extent == user->n_extents) {
+		pthread_mutex_unlock(&running->lock);
+		return false;
+	}
+	extent = &user->extents[running->extent];
+	bytes = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
+	share = running->bytes_left / (2 * (uint64_t)running->threads);
+	if (bytes > share)	/* so that all end together */
+		bytes = share > PIECE_BYTES_MIN ? share : PIECE_BYTES_MIN;
+	task->address = extent->start + (running->page << extent->shift);
+	end = task->address + bytes;
+	/* Page tables that go over whole are cheaper than page after page. */
+	if (end / HUGE_BYTES > task->address / HUGE_BYTES)
+		end -= end % HUGE_BYTES;
+	pages = (end - task->address) >> extent->shift;
+	if (!pages)
+		pages = 1;
+	if (pages > extent->pages - running->page)
+		pages = extent->pages - running->page;
+	task->bytes = pages << extent->shift;
+	task->shift = extent->shift;
+	task->kind = extent->kind;
+	running->page += pages;
+	running->bytes_left -= task->bytes;
+	pthread_mutex_unlock(&running->lock);
+	return true;
+}
+
+static void work_on(struct running *running, uint32_t number)
+{
+	struct pf_user *user = running->user;
+	struct task task = {
+		.running = running,
+		.worker = &running->workers[number],
+		.is_caller = number == 0,
+	};
+
+	while (!stopped(running) && crew_go_on() && claim(running, &task)) {
+		if (task.bytes > PIECE_BYTES_MAX)	/* a page larger than a piece may be */
+			leave(&task, task.address, task.bytes, EINVAL);
+		else
+			attend(&task);
+		if (task.is_caller && user->poll && user->poll_us &&
+		    now_us() - running->polled_us >= user->poll_us)
+			poll_now(running);
+	}
+}
+
+static void user_work(void *arg, uint32_t number)
+{
+	struct running *running = arg;
+	struct worker *worker = &running->workers[number];
+	struct lane *lane = &worker->lane;
+	int error;
+
+	lane->block = (uintptr_t)running;
+	lane->block_bytes = running->bytes;
+	error = engine_join(lane);
+	if (!error) {
+		error = lane_open(lane, running->user->way, running->features);
+		if (!error) {
+			prefer_target(&worker->before, running->user->target);
+			work_on(running, number);
+			prefer_as_before(&worker->before);
+			lane_close(lane);
+		}
+		engine_leave(lane);
+	}
+	if (error && number == 0)	/* the others can do without this one */
+		stop(running, -error);
+}
+
+static void count_rest(struct running *running)
+{
+	running->user->progress.bytes_skipped += running->bytes_left;
+}
+
+int pf_user_run(struct pf_user *user)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	uint32_t base_shift = base_page_shift();
+	int64_t features = pf_user_features();
+	struct running *running;
+	int workers, cancelling;
+	uint64_t bytes, i;
+
+	if (features < 0)
+		return (int)features;
+	if (!user->threads || user->threads > PF_MAX_THREADS || user->target < 0 ||
+	    user->target >= PF_MAX_NODES || user->way < PF_USER_CHECKED ||
+	    user->way > PF_USER_PROTECT ||
+	    (user->page_shift && user->page_shift != base_shift))
+		return -EINVAL;
+	if (needed(user->way) & ~(uint32_t)features)
+		return -EOPNOTSUPP;
+	bytes = sizeof(*running) + user->threads * sizeof(struct worker);
+	bytes = (bytes + page - 1) & ~(page - 1);
+	running = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (running == MAP_FAILED)
+		return -ENOBUFS;
+	running->user = user;
+	running->bytes = bytes;
+	running->features = (uint32_t)features;
+	running->base_shift = base_shift;
+	running->threads = user->threads;
+	running->piece_bytes = user->piece_bytes ? user->piece_bytes : PIECE_BYTES_FIRST;
+	if (running->piece_bytes > PIECE_BYTES_MAX)
+		running->piece_bytes = PIECE_BYTES_MAX;
+	running->polled_us = now_us();
+	pthread_mutex_init(&running->lock, NULL);
+	user->n_left = 0;
+	for (i = 0; i < user->n_extents; i++)
+		running->bytes_left += user->extents[i].pages << user->extents[i].shift;
+	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	workers = pf_crew_run(user->threads, user->cpus, user_work, running, poll_now, running,
+			      user->poll_us);
+	pthread_setcancelstate(cancelling, NULL);
+	if (workers > (int)user->workers)
+		user->workers = (uint32_t)workers;
+	count_rest(running);
+	user->piece_bytes = running->piece_bytes;
+	pthread_mutex_destroy(&running->lock);
+	munmap(running, bytes);
+	if (workers < 0)
+		return workers;
+	if (user->error)
+		return -user->error;
+	return user->cancel ? -ECANCELED : 0;
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the engine must not do to itself, and to a child.
+ *
+ * A worker that holds a piece touches its stack, its thread-local memory, the
+ * lane, and the variables of the core and of the C library. If these were in a
+ * piece, its own or that of a worker whose memory is in turn in this one's,
+ * both would wait forever. So workers are entered in a table before they take
+ * anything, and what the table has is in no piece. The table is not locked: a
+ * worker whose entry came too late to be seen blocks on its own stack while it
+ * holds nothing, until that piece is done.
+ */
+#include <errno.h>
+#include <link.h>
+#include <pthread.h>
+
+#include "user_engine.h"
+
+enum {
+	SLOTS = 1024,
+	STACK_BELOW = 128 << 10,	/* more than the engine uses */
+	STACK_ABOVE = 16 << 10,
+	THREAD_BELOW = 16 << 10,	/* of thread-local variables, below the thread itself */
+	THREAD_ABOVE = 8 << 10,
+};
+
+enum { FREE = 0, TAKEN = 1 };	/* values of stack that are none */
+
+static struct slot {
+	uint64_t stack;
+	uint64_t thread;
+	struct lane *lane;
+} slots[SLOTS];
+static uint32_t slots_used;	/* never shrinks */
+
+static pthread_rwlock_t pieces;
+
+static void lock_init(void)
+{
+	pthread_rwlockattr_t attr;
+
+	pthread_rwlockattr_init(&attr);
+	/* A fork must get its turn while piece follows piece. */
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&pieces, &attr);
+	pthread_rwlockattr_destroy(&attr);
+}
+
+static void fork_prepare(void)
+{
+	pthread_rwlock_wrlock(&pieces);
+}
+
+static void fork_parent(void)
+{
+	pthread_rwlock_unlock(&pieces);
+}
+
+/* The workers are not there, and the watches are the parent's: they end with the last copy. */
+static void fork_child(void)
+{
+	uint32_t i;
+
+	lock_init();
+	for (i = 0; i < slots_used; i++) {
+		if (slots[i].stack > TAKEN)
+			lane_close(slots[i].lane);
+		slots[i].stack = FREE;
+	}
+}
+
+/* When the library is loaded: a fork that is under way by the first move would not wait. */
+__attribute__((constructor)) static void init(void)
+{
+	lock_init();
+	pthread_atfork(fork_prepare, fork_parent, fork_child);
+}
+
+void engine_enter(void)
+{
+	pthread_rwlock_rdlock(&pieces);
+}
+
+void engine_exit(void)
+{
+	pthread_rwlock_unlock(&pieces);
+}
+
+int engine_join(struct lane *lane)
+{
+	uint64_t stack = (uintptr_t)__builtin_frame_address(0);
+	uint32_t i, used;
+
+	for (i = 0; i < SLOTS; i++) {
+		uint64_t none = FREE;
+
+		if (!__atomic_compare_exchange_n(&slots[i].stack, &none, TAKEN, false,
+						 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			continue;
+		lane->watch = lane->side_watch = -1;
+		lane->slot = i;
+		slots[i].thread = (uint64_t)pthread_self();
+		slots[i].lane = lane;
+		__atomic_store_n(&slots[i].stack, stack, __ATOMIC_RELEASE);
+		used = __atomic_load_n(&slots_used, __ATOMIC_RELAXED);
+		while (used <= i &&
+		       !__atomic_compare_exchange_n(&slots_used, &used, i + 1, false,
+						    __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			;
+		return 0;
+	}
+	return -EAGAIN;
+}
+
+void engine_leave(const struct lane *lane)
+{
+	__atomic_store_n(&slots[lane->slot].stack, FREE, __ATOMIC_RELEASE);
+}
+
+static bool meets(uint64_t start, uint64_t end, uint64_t from, uint64_t to)
+{
+	return from < end && start < to;
+}
+
+struct search {
+	uint64_t start;
+	uint64_t end;
+};
+
+/* The variables of the program and its libraries: the core's and the C library's among them. */
+static int look_at_object(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	const struct search *search = arg;
+	int i;
+
+	(void)size;
+	for (i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+		uint64_t from = info->dlpi_addr + header->p_vaddr;
+
+		if (header->p_type == PT_LOAD && (header->p_flags & PF_W) &&
+		    meets(search->start, search->end, from, from + header->p_memsz))
+			return 1;
+	}
+	return 0;
+}
+
+bool engine_runs_on(uint64_t start, uint64_t bytes)
+{
+	struct search search = { .start = start, .end = start + bytes };
+	uint32_t used = __atomic_load_n(&slots_used, __ATOMIC_ACQUIRE);
+	uint32_t i;
+
+	for (i = 0; i < used; i++) {
+		uint64_t stack = __atomic_load_n(&slots[i].stack, __ATOMIC_ACQUIRE);
+
+		if (stack <= TAKEN)
+			continue;
+		if (meets(search.start, search.end, stack - STACK_BELOW, stack + STACK_ABOVE) ||
+		    meets(search.start, search.end, slots[i].thread - THREAD_BELOW,
+			  slots[i].thread + THREAD_ABOVE) ||
+		    meets(search.start, search.end, slots[i].lane->block,
+			  slots[i].lane->block + slots[i].lane->block_bytes))
+			return true;
+	}
+	return dl_iterate_phdr(look_at_object, &search) != 0;
+}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The user engine as a C program uses it, alone with the memory: every way and
+ * page size, what stays as it was, what is refused. With one node the pages
+ * are moved to where they are: that they are others is seen by their frames.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "user_memory.h"
+
+enum { BYTES = 24 << 20, PAGES = BYTES >> 12 };
+
+static int nodes[2];
+static int n_nodes;
+static struct pf_extent left[MAX_LEFT];
+static uint64_t frames_before[PAGES], frames_after[PAGES];
+
+static const char *way_name(uint32_t way)
+{
+	static const char *const names[] = { "", "checked", "hold", "protect" };
+
+	return names[way];
+}
+
+/* How many pages have another frame now. Frames are for root; else all of them. */
+static size_t changed_frames(size_t pages)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < pages; i++) {
+		uint64_t before = frames_before[i] & PAGEMAP_FRAME;
+		uint64_t after = frames_after[i] & PAGEMAP_FRAME;
+
+		CHECK(frames_after[i] & PAGEMAP_PRESENT);
+		count += before != after || (!before && !after);
+	}
+	return count;
+}
+
+static void moves(uint32_t way, bool huge, uint32_t threads, uint32_t flags)
+{
+	unsigned char *memory = memory_new(BYTES, huge);
+	struct pf_extent extent = extent_of(memory, BYTES, huge);
+	char before[512], after[512];
+	struct pf_user call;
+
+	CHECK(!madvise(memory, BYTES, MADV_DONTDUMP));
+	fill(memory, BYTES, 1);
+	for (int round = 0; round < 3; round++) {
+		int maps = mappings_in(memory, BYTES, before, sizeof(before));
+
+		pagemap(memory, PAGES, frames_before);
+		call = user_call(nodes[(round + 1) % n_nodes], way, threads, &extent, 1, left);
+		call.flags |= flags;
+		CHECK(pf_user_run(&call) == 0);
+		pagemap(memory, PAGES, frames_after);
+		check_fill(memory, BYTES, 1);
+		if (call.progress.bytes_left)
+			fprintf(stderr, "%s, huge %d: left %" PRIu64 ", EINVAL %" PRIu64
+				", ENOMEM %" PRIu64 ", EBUSY %" PRIu64 "\n", way_name(way), huge,
+				call.progress.bytes_left, call.progress.left[EINVAL],
+				call.progress.left[ENOMEM], call.progress.left[EBUSY]);
+		CHECK(call.progress.bytes_moved == BYTES);
+		CHECK(call.progress.pages_moved[huge] == extent.pages);
+		CHECK(call.n_left == 0 && call.progress.bytes_left == 0);
+		CHECK(call.progress.pieces > 0);
+		CHECK(changed_frames(PAGES) == PAGES);
+		CHECK(mappings_in(memory, BYTES, after, sizeof(after)) == maps);
+		CHECK(!strcmp(before, after));
+	}
+	CHECK(!munmap(memory, BYTES));
+}
+
+/* Huge pages become base pages on the way, also where they are already. */
+static void splits(uint32_t way)
+{
+	unsigned char *memory = memory_new(BYTES, true);
+	struct pf_extent extent = extent_of(memory, BYTES, true);
+	struct pf_user call;
+
+	fill(memory, BYTES, 2);
+	call = user_call(nodes[0], way, 2, &extent, 1, left);
+	call.page_shift = 12;
+	CHECK(pf_user_run(&call) == 0);
+	CHECK(call.progress.bytes_moved == BYTES);
+	CHECK(call.progress.pages_moved[PF_PAGE_BASE] == PAGES);
+	check_fill(memory, BYTES, 2);
+	/* They are moved as base pages now; as huge ones they would be split. */
+	extent = extent_of(memory, BYTES, false);
+	call = user_call(nodes[0], way, 2, &extent, 1, left);
+	CHECK(pf_user_run(&call) == 0);
+	CHECK(call.progress.bytes_moved == BYTES);
+	check_fill(memory, BYTES, 2);
+	CHECK(!munmap(memory, BYTES));
+}
+
+/* Absent pages stay absent, and the ones between them are moved. */
+static void absent(uint32_t way)
+{
+	unsigned char *memory = memory_new(BYTES, false);
+	struct pf_extent extent = extent_of(memory, BYTES, false);
+	struct pf_user call;
+	size_t gone = 0;
+
+	fill(memory, BYTES, 3);
+	for (size_t i = 0; i < PAGES; i += 97, gone++)
+		CHECK(!madvise(memory + i * PAGE, PAGE, MADV_DONTNEED));
+	call = user_call(nodes[n_nodes - 1], way, 2, &extent, 1, left);
+	CHECK(pf_user_run(&call) == 0);
+	CHECK(call.progress.bytes_moved + call.progress.bytes_gone == BYTES);
+	if (way == PF_USER_CHECKED) {
+		CHECK(call.progress.bytes_gone == gone * PAGE);
+		pagemap(memory, PAGES, frames_after);
+		for (size_t i = 0; i < PAGES; i++)
+			CHECK(!(frames_after[i] & PAGEMAP_PRESENT) == !(i % 97));
+	}
+	for (size_t i = 0; i < PAGES; i++)
+		for (size_t k = i * PAGE; k < (i + 1) * PAGE; k++)
+			CHECK(memory[k] == (i % 97 ? byte_at(k, 3) : 0));
+	CHECK(!munmap(memory, BYTES));
+}
+
+/* Pages on the target are found, and left alone, unless asked for. */
+static void already(void)
+{
+	unsigned char *memory = memory_new(BYTES, false);
+	struct pf_extent extent = extent_of(memory, BYTES, false);
+	struct pf_user call;
+
+	fill(memory, BYTES, 4);
+	call = user_call(nodes[0], PF_USER_CHECKED, 2, &extent, 1, left);
+	CHECK(pf_user_run(&call) == 0);
+	call = user_call(nodes[0], PF_USER_CHECKED, 2, &extent, 1, left);
+	call.flags = PF_USER_EXACT;
+	CHECK(pf_user_run(&call) == 0);
+	CHECK(call.progress.bytes_already == BYTES && !call.progress.bytes_moved);
+	CHECK(call.progress.pages_already[PF_PAGE_BASE] == PAGES);
+	check_fill(memory, BYTES, 4);
+	CHECK(!munmap(memory, BYTES));
+}
+
+static void policy_stays(void)
+{
+	unsigned char *memory = memory_new(BYTES, false);
+	struct pf_extent extent = extent_of(memory, BYTES, false);
+	unsigned long mask = 1ul << nodes[0], seen = 0;
+	struct pf_user call;
+	int mode = -1;
+
+	CHECK(!syscall(SYS_mbind, memory, BYTES / 2, 2, &mask, 64ul, 0u));
+	fill(memory, BYTES, 5);
+	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, 2, &extent, 1, left);
+	CHECK(pf_user_run(&call) == 0);
+	/* The piece across the border of the two mappings is for another engine. */
+	CHECK(call.progress.bytes_moved + call.progress.bytes_left == BYTES);
+	CHECK(call.progress.bytes_moved >= BYTES / 2);
+	check_fill(memory, BYTES, 5);
+	CHECK(!syscall(SYS_get_mempolicy, &mode, &seen, 64ul, memory, 2ul));
+	CHECK(mode == 2 && seen == mask);
+	CHECK(!syscall(SYS_get_mempolicy, &mode, NULL, 0ul, memory + BYTES - 1, 2ul));
+	CHECK(mode == 0);
+	CHECK(!syscall(SYS_get_mempolicy, &mode, NULL, 0ul, NULL, 0ul));
+	CHECK(mode == 0);	/* the thread's own is back, too */
+	CHECK(!munmap(memory, BYTES));
+}
+
+static void expect_left(unsigned char *memory, size_t bytes, uint32_t way, uint32_t threads,
+			int error)
+{
+	struct pf_extent extent = extent_of(memory, bytes, false);
+	struct pf_user call = user_call(nodes[n_nodes - 1], way, threads, &extent, 1, left);
+	uint64_t listed = 0;
+
+	CHECK(pf_user_run(&call) == 0);
+	for (uint64_t i = 0; i < call.n_left; i++)
+		listed += left[i].pages << left[i].shift;
+	if (call.progress.left[error] != bytes || listed != bytes)
+		fprintf(stderr, "way %u: error %d: %" PRIu64 " left, %" PRIu64 " listed, not %zu\n",
+			way, error, call.progress.left[error], listed, bytes);
+	CHECK(call.progress.left[error] == bytes);
+	CHECK(call.progress.bytes_left == bytes && listed == bytes);
+	CHECK(!call.progress.bytes_moved);
+}
+
+static void refuses(void)
+{
+	unsigned char *memory = memory_new(HUGE, false);
+	unsigned char *other;
+	int fd = memfd_create("pageferry", MFD_CLOEXEC);
+	int status;
+	pid_t child;
+	int pipes[2];
+	char byte;
+
+	fill(memory, HUGE, 6);
+	CHECK(!mprotect(memory, HUGE, PROT_READ));
+	expect_left(memory, HUGE, PF_USER_CHECKED, 2, EINVAL);
+	check_fill(memory, HUGE, 6);
+	CHECK(!mprotect(memory, HUGE, PROT_READ | PROT_WRITE));
+	if (!mlock(memory, HUGE)) {
+		expect_left(memory, HUGE, PF_USER_CHECKED, 2, EINVAL);
+		check_fill(memory, HUGE, 6);
+		CHECK(!munlock(memory, HUGE));
+	}
+	/* Shared with a child that lives. */
+	CHECK(!pipe(pipes));
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		close(pipes[1]);
+		if (read(pipes[0], &byte, 1) == 0)
+			check_fill(memory, HUGE, 6);
+		_exit(0);
+	}
+	close(pipes[0]);
+	expect_left(memory, HUGE, PF_USER_CHECKED, 2, EBUSY);
+	check_fill(memory, HUGE, 6);
+	close(pipes[1]);
+	CHECK(waitpid(child, &status, 0) == child && !status);
+	CHECK(!munmap(memory, HUGE));
+
+	CHECK(fd >= 0 && !ftruncate(fd, HUGE));
+	other = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(other != MAP_FAILED);
+	fill(other, HUGE, 7);
+	expect_left(other, HUGE, PF_USER_CHECKED, 2, EINVAL);
+	check_fill(other, HUGE, 7);
+	CHECK(!munmap(other, HUGE));
+	close(fd);
+
+	/* Its own stack, and variables of the program. A helper may take the stack of a
+	 * caller that has not begun, so there is none. */
+	other = (unsigned char *)((uintptr_t)&fd & -PAGE);
+	expect_left(other - PAGE, 2 * PAGE, PF_USER_CHECKED, 1, EDEADLK);
+	other = (unsigned char *)(((uintptr_t)frames_before + PAGE) & -PAGE);
+	expect_left(other, 2 * PAGE, PF_USER_CHECKED, 1, EDEADLK);
+}
+
+static int cancel_at_once(void *arg)
+{
+	(void)arg;
+	return 1;
+}
+
+static void cancelled(void)
+{
+	unsigned char *memory = memory_new(BYTES, false);
+	struct pf_extent extent = extent_of(memory, BYTES, false);
+	struct pf_user call;
+
+	fill(memory, BYTES, 8);
+	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, 2, &extent, 1, left);
+	call.poll = cancel_at_once;
+	call.poll_us = 1;
+	call.piece_bytes = 64 << 10;
+	CHECK(pf_user_run(&call) == -ECANCELED);
+	CHECK(call.progress.bytes_skipped > 0);
+	CHECK(call.progress.bytes_moved + call.progress.bytes_skipped == BYTES);
+	check_fill(memory, BYTES, 8);
+	CHECK(!munmap(memory, BYTES));
+}
+
+/* Pages of the pool are taken, and old ones given to it. */
+static void pool(bool huge)
+{
+	unsigned char *memory = memory_new(BYTES, huge);
+	struct pf_extent extent = extent_of(memory, BYTES, huge);
+	int from = nodes[0], to = nodes[n_nodes - 1];
+	uint32_t shift = huge ? 21 : 12;
+	struct pf_user call;
+
+	fill(memory, BYTES, 9);
+	call = user_call(from, PF_USER_CHECKED, 1, &extent, 1, left);
+	CHECK(pf_user_run(&call) == 0);
+	CHECK(pf_pool_reserve(to, shift, BYTES, 1, NULL) == 0);
+	if (to != from)
+		CHECK(pf_pool_reserve(from, shift, BYTES, 1, NULL) == 0);
+	for (int round = 0; round < 3; round++) {
+		call = user_call(round % 2 ? from : to, PF_USER_CHECKED, 2, &extent, 1, left);
+		call.flags |= PF_USER_EXACT;
+		CHECK(pf_user_run(&call) == 0);
+		CHECK(call.progress.bytes_moved == BYTES);
+		CHECK(call.progress.bytes_pooled > 0);
+		check_fill(memory, BYTES, 9);
+		CHECK(pf_pool_bytes(to, shift) > 0);
+	}
+	CHECK(pf_pool_release(to, shift, BYTES) >= 0);
+	if (to != from)
+		CHECK(pf_pool_release(from, shift, BYTES) >= 0);
+	CHECK(!munmap(memory, BYTES));
+}
+
+static void bad_calls(void)
+{
+	struct pf_user call = user_call(0, 4, 1, NULL, 0, left);
+
+	CHECK(pf_user_run(&call) == -EINVAL);
+	call = user_call(0, PF_USER_HOLD, 0, NULL, 0, left);
+	CHECK(pf_user_run(&call) == -EINVAL);
+	call = user_call(-1, PF_USER_HOLD, 1, NULL, 0, left);
+	CHECK(pf_user_run(&call) == -EINVAL);
+	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
+	call.page_shift = 21;
+	CHECK(pf_user_run(&call) == -EINVAL);
+	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
+	CHECK(pf_user_run(&call) == 0);
+}
+
+int main(void)
+{
+	int64_t features = pf_user_features();
+	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	alarm(120);
+	n_nodes = memory_nodes(nodes, 2);
+	if (features < 0) {
+		struct pf_user call = user_call(0, PF_USER_CHECKED, 1, NULL, 0, left);
+
+		CHECK(pf_user_run(&call) == features);
+		printf("user engine: not here, %s\n", strerror((int)-features));
+		return 0;
+	}
+	bad_calls();
+	for (uint32_t way = PF_USER_CHECKED; way <= PF_USER_PROTECT; way++) {
+		for (int huge = 0; huge <= thp; huge++) {
+			if (!way_works(way, huge)) {
+				printf("%s: not on this kernel\n", way_name(way));
+				continue;
+			}
+			moves(way, huge, 1, 0);
+			moves(way, huge, 3, 0);
+			if (!huge && way_works(way, true))
+				moves(way, huge, 2, PF_USER_NO_FILL);
+			if (huge)
+				splits(way);
+			else
+				absent(way);
+		}
+	}
+	if (way_works(PF_USER_CHECKED, false)) {
+		already();
+		policy_stays();
+		refuses();
+		cancelled();
+		pool(false);
+		if (thp)
+			pool(true);
+	}
+	pf_crew_stop();
+	printf("user engine: ok, %d nodes, features %" PRIx64 "\n", n_nodes, (uint64_t)features);
+	return 0;
+}
