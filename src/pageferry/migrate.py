@@ -178,7 +178,7 @@ def _move(
         whole_process=what.whole_process,
         survey=pages.method,
         verified=dict(verified),
-        warnings=_warnings(verified, node, counts),
+        warnings=(*planning.warnings, *_warnings(verified, node, counts)),
         counters=_change(before),
         statuses=_joined(run) if statuses else None,
         **counts,

@@ -13,6 +13,7 @@ from typing import Any
 from .calibration import Calibration, current
 from .flags import MigrateMode
 from .model import Prediction, best_threads, predict
+from .pressure import Pressure
 from .quota import threads_within_quota
 from .seats import Seats, seats_near
 from .strict import Fields, whole
@@ -129,13 +130,15 @@ def make_plan(
     mode: MigrateMode = MigrateMode.SYNC,
     source: int | None = None,
     calibration: Calibration | None = None,
+    pressure: Pressure | None = None,
 ) -> Plan:
     """Plan the move of ``pages`` (page size in bytes to number of pages) to ``node``.
 
     ``threads`` is a number, or ``"auto"``: as many as the model expects to help, on CPUs that
     this process may use, one for each core. ``MigrateMode.ST`` makes it one, ``MT`` at least two
     where there are two cores and two pages. ``source`` is the node that the pages come from, where
-    it is known; ``calibration`` that of this machine by default. Raises ``ValueError`` for other
+    it is known; ``calibration`` that of this machine by default; ``pressure``, how busy the machine
+    is, makes automatic threads fewer. Raises ``ValueError`` for other
     values.
     """
     mode, single, multi = check_request(threads, mode)
@@ -150,6 +153,9 @@ def make_plan(
         reasons.append("1 thread: single-threaded mode was asked for")
     elif threads == "auto":
         number, reason = _auto(known, seats, pages, count, link, multi)
+        if pressure is not None and not multi:
+            number, busy = pressure.threads(number)
+            reason = f"{_threads(number)}, {busy}" if busy else reason
         reasons.append(reason)
     else:
         threads = int(threads)
@@ -166,6 +172,8 @@ def make_plan(
         reasons.append(_held_up(expected))
         if known.note:
             reasons.append(known.note)
+    if pressure is not None and pressure.warning:
+        reasons.append(pressure.warning)
     return Plan(
         engine="kernel",
         threads=number,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from . import pressure
 from .flags import MigrateMode
 from .locate import locate
 from .nodes import check_node, check_sources, machine
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .pressure import Pressure
     from .target import Movable
+
+_WORTH_A_LOOK = 16 << 20  # bytes
 
 
 class Planning:
@@ -46,6 +50,7 @@ class Planning:
         self._seconds = 0.0
         self._plan: Plan | None = None
         self._mode = mode
+        self._warning = ""
         if given is None:
             check_request(threads, mode)
         else:
@@ -66,7 +71,13 @@ class Planning:
             threads=self._threads,
             mode=self._mode,
             source=self._source,
+            pressure=_pressure(pages),
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say of the machine as it was when the move was planned."""
+        return (self._warning,) if self._warning else ()
 
     @property
     def judged(self) -> bool:
@@ -84,6 +95,8 @@ class Planning:
         if new:
             self._largest = size
             self._plan = self._made(pages)
+            now = _pressure(pages)
+            self._warning = now.warning if now else ""
         self._bytes += size
         self._seconds += self.plan.expected_seconds * (size / self._largest if size else 0.0)
         return new
@@ -94,6 +107,13 @@ class Planning:
             return self.plan
         gbps = self._bytes / self._seconds / 1e9
         return replace(self.plan, expected_seconds=self._seconds, expected_gbps=gbps)
+
+
+def _pressure(pages: Mapping[int, int]) -> Pressure | None:
+    """Look how busy the machine is, for a move that takes longer than the look."""
+    if sum(size * count for size, count in pages.items()) < _WORTH_A_LOOK:
+        return None
+    return pressure.recent()
 
 
 def _checked(plan: Plan, threads: int | str, mode: MigrateMode) -> Plan:
@@ -148,6 +168,7 @@ def outlook(
         threads=threads,
         mode=mode,
         source=next(iter(from_)) if len(from_) == 1 else None,
+        pressure=_pressure(pages),
     )
     return Outlook(plan, placement, size, placement.on(node))
 

@@ -15,6 +15,7 @@ from placement import Memory, become_nobody, in_a_child
 
 from pageferry import MigrateMode, Progress, move
 from pageferry._native import lib
+from pageferry.bench.load import quick, run_load
 from pageferry.engine import KernelRun
 from pageferry.plan import Plan
 
@@ -131,6 +132,21 @@ def test_a_busy_machine() -> None:
         for pid in children:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
+
+
+def test_the_load_experiment() -> None:
+    figures = run_load(**quick())
+    assert [(cell["load"], cell["busy"]) for cell in figures["cells"]] == [("idle", 0), ("all", 2)]
+    assert figures["ways"] == ["1", "2", "auto"] and figures["left_out"] == []
+    for cell in figures["cells"]:
+        assert all(way["seconds"]["low"] > 0 for way in cell["ways"].values())
+        assert (cell["ways"]["2"]["others"] is None) == (cell["busy"] == 0)
+    assert {each["name"] for each in figures["targets"]} == {
+        "auto_best",
+        "auto_one",
+        "many_one",
+        "others",
+    }
 
 
 def test_who_may_not_lift_threads_has_them_at_normal_priority() -> None:

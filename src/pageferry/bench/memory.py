@@ -51,6 +51,10 @@ class PageArray:
                 "(/sys/kernel/mm/transparent_hugepage/enabled), and enough memory free?"
             )
 
+    def keep_from_children(self) -> None:
+        """Children forked from now on do not have it: what is shared does not move."""
+        self._map.madvise(mmap.MADV_DONTFORK)
+
     @property
     def addresses(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         """The address of each page."""

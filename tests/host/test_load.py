@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The load experiment: its arithmetic, table and plot; other work that can be measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pageferry import cli
+from pageferry.bench.load import TARGETS, run_load, summary, targets
+from pageferry.bench.load_report import plot, print_table
+from pageferry.bench.spinners import Spinners
+from pageferry.errors import NodeError
+from pageferry.topology import topology
+
+TAKEN = {"1": [4.0, 4.4, 3.6], "2": [2.0, 2.2, 3.8], "auto": [2.0, 2.0, 3.8]}
+SPEEDS = {
+    "1": [90.0, 80.0, 100.0],
+    "2": [81.0, 80.0, 80.0],
+    "auto": [90.0, 90.0, 90.0],
+    "rest": [100.0, 100.0, 100.0],
+}
+ALONE = {name: [0.0] * 3 for name in SPEEDS}
+
+
+def figures() -> dict[str, Any]:
+    cells = [
+        {"load": "idle", "busy": 0, "bytes": 2 << 20, **summary(TAKEN, ALONE)},
+        {"load": "all", "busy": 2, "bytes": 2 << 20, **summary(TAKEN, SPEEDS)},
+        {"load": "all", "busy": 2, "bytes": 1 << 30, **summary(TAKEN, SPEEDS)},
+    ]
+    return {
+        "experiment": "load",
+        "machine": {
+            "pageferry": "0", "kernel": "6.12", "machine": "x86_64", "cpu": "test", "cpus": 2,
+            "memory_nodes": [0, 1], "guest": True, "emulated": True, "numa_balancing": False,
+            "host_cpus": 2, "host_other_load": 1.5,
+        },
+        "nodes": [0, 1],
+        "repeats": 3,
+        "page_size": 4096,
+        "ways": list(TAKEN),
+        "left_out": [1 << 40],
+        "cells": cells,
+        "targets": targets(cells),
+    }  # fmt: skip
+
+
+def test_summary_takes_ratios_inside_a_repeat() -> None:
+    cell = summary(TAKEN, SPEEDS)
+    assert cell["best"] == "2"
+    assert cell["ways"]["1"]["seconds"] == {"median": 4.0, "low": 3.6, "high": 4.4}
+    assert cell["ratios"]["auto_best"]["median"] == pytest.approx(1.0)
+    assert cell["ratios"]["auto_one"]["high"] == pytest.approx(2.2)
+    assert cell["ratios"]["many_one"]["low"] == pytest.approx(3.6 / 3.8)
+    assert cell["ways"]["1"]["others"]["median"] == pytest.approx(0.9)
+    assert cell["ratios"]["others"]["median"] == pytest.approx(0.9)
+
+
+def test_an_idle_machine_has_no_others() -> None:
+    cell = summary(TAKEN, ALONE)
+    assert cell["ratios"]["others"] is None and cell["ways"]["2"]["others"] is None
+
+
+def test_targets_name_the_worst_cell_and_what_misses() -> None:
+    found = {each["name"]: each for each in figures()["targets"]}
+    assert set(found) == set(TARGETS)
+    assert found["auto_best"]["cells"] == 3 and found["auto_best"]["missed"] == []
+    assert found["others"]["worst"] == pytest.approx(0.9)
+    assert found["others"]["missed"] == [
+        {"load": "all", "bytes": 2 << 20},
+        {"load": "all", "bytes": 1 << 30},
+    ]
+    assert found["others"]["worst_at"] == {"load": "all", "bytes": 2 << 20}
+
+
+def test_table() -> None:
+    stream = io.StringIO()
+    print_table(figures(), Console(file=stream, width=220, soft_wrap=True))
+    text = stream.getvalue()
+    assert "All CPUs busy (2 busy processes)" in text
+    assert "4e+03 (3.6e+03–4.4e+03)" in text
+    assert "The host was busy" in text and "Left out, for want of memory" in text
+    assert "others' speed beside all threads against beside one: at least 0.95 in 0 of 2" in text
+
+
+def test_plot_and_earlier_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot(figures(), tmp_path / "load.svg")
+    drawn = (tmp_path / "load.svg").read_text()
+    assert "All CPUs busy" in drawn and "no others" in drawn
+    (tmp_path / "load.json").write_text(json.dumps(figures()))
+    assert cli.main(["bench", "load", "--from-json", str(tmp_path / "load.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experiment"] == "load"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--loads", "half,none"],
+        ["--sizes", "0"],
+        ["--sizes", ""],
+        ["--repeats", "0"],
+        ["--page-size", "1G"],
+    ],
+)
+def test_bad_arguments(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["bench", "load", *options])
+    assert caught.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(len(topology().target_nodes) > 1, reason="this machine has two nodes")
+def test_one_node_is_not_enough() -> None:
+    with pytest.raises(NodeError, match="two nodes"):
+        run_load()
+
+
+def test_spinners_count_and_end() -> None:
+    with Spinners(2) as others:
+        before = others.turns
+        deadline = time.monotonic() + 30
+        while others.turns == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert others.turns > before
+        children = list(others._children)
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    with Spinners(0) as nobody:
+        assert nobody.turns == 0
+
+
+def test_spinners_end_with_whoever_began_them() -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        others = Spinners(1)
+        os.write(writer, str(others._children[0]).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    child = int(os.read(reader, 20))
+    os.close(reader)
+    os.close(writer)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
+        if " Z " in Path(f"/proc/{child}/stat").read_text():
+            break
+        time.sleep(0.01)
+    else:
+        assert not Path(f"/proc/{child}/stat").exists()
