@@ -30,6 +30,7 @@ from pageferry.nodes import machine
 from pageferry.pages import EXTENT, extents_by_size
 from pageferry.plan import MAX_THREADS, make_plan
 from pageferry.quota import cpu_quota
+from pageferry.seats import seats_near
 from pageferry.topology import Cache, Cpu, Node, Topology
 
 PROGRAM = [sys.executable, "-m", "pageferry"]
@@ -106,6 +107,30 @@ def test_cpus_are_spread_over_caches_and_cores_of_the_target_first() -> None:
     assert [by_cpu[c].cache for c in plan.cpus[:4]] == [2, 3, 2, 3]
     assert len({by_cpu[c].core for c in plan.cpus[:16]}) == 16
     assert sorted(plan.cpus) == list(range(32))
+
+
+@given(st.data())
+def test_the_order_of_cpus(data: st.DataObject) -> None:
+    nodes, caches, smt = (data.draw(st.integers(1, 3), label=name) for name in ("n", "c", "s"))
+    here = sockets(nodes, caches * data.draw(st.integers(1, 4)), caches, smt)
+    allowed = data.draw(st.sets(st.sampled_from(sorted(here.allowed_cpus)), min_size=1))
+    target = data.draw(st.integers(0, nodes - 1))
+    seats = seats_near(here, allowed, target)
+    assert sorted(seats.cpus) == sorted(allowed)  # each once, and no other
+    assert seats_near(here, set(allowed), target) is seats  # kept
+    assert seats.siblings == tuple(sorted(seats.siblings))  # siblings last
+    cpus = [here.cpu(id) for id in seats.cpus]
+    cores = [cpu.core for cpu in cpus if cpu is not None][: seats.cores]
+    assert len(set(cores)) == seats.cores  # one of each core before any second
+    own = [cpu.node == target for cpu in cpus if cpu is not None][: seats.cores]
+    assert own == sorted(own, reverse=True)  # the target's first
+    # One of each cache before a second: a cache is never two ahead of one that has CPUs left.
+    first = [cpu.cache for cpu in cpus if cpu is not None and cpu.node == target][: sum(own)]
+    total = Counter(first)
+    for end in range(len(first) + 1):
+        taken = Counter(first[:end])
+        left = [taken[cache] for cache in total if taken[cache] < total[cache]]
+        assert not left or max(taken.values(), default=0) - min(left) <= 1
 
 
 @pytest.mark.usefixtures("all_cpus")
