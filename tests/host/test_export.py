@@ -205,6 +205,15 @@ def test_metrics_of_machine_and_processes() -> None:
     assert found["pageferry_scrape_seconds",] > 0
 
 
+def test_every_metric_is_in_the_documentation() -> None:
+    told = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    for collector in (MachineCollector(["x"]), metrics.MoveCollector()):
+        registry = CollectorRegistry()
+        registry.register(collector)
+        names = re.findall(r"^# TYPE (\S+)", generate_latest(registry).decode(), re.M)
+        assert names and [name for name in names if f"`{name}`" not in told] == []
+
+
 def test_moves_of_this_process_are_counted() -> None:
     before = metrics.totals()
     array = np.ones(1 << 16)

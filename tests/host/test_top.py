@@ -195,6 +195,12 @@ def test_without_a_terminal_it_says_what_to_do() -> None:
     assert "ENOTTY" in done.stderr and "--once or --json" in done.stderr
 
 
+def test_a_terminal_that_can_do_nothing() -> None:
+    with Terminal(PROGRAM, TERM="dumb") as terminal:
+        assert terminal.ended() == 1
+        assert "needs a terminal" in terminal.screen and not terminal.alternate
+
+
 @pytest.mark.parametrize("words", [("--interval", "0"), ("--limit", "0"), ("--sort", "size")])
 def test_bad_words_are_usage_errors(words: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as end:

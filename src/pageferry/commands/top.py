@@ -62,13 +62,16 @@ def run(args: argparse.Namespace) -> int:
             out = console.console()
             out.print(plain(sample, sort=args.sort, width=out.width, limit=args.limit))
         return 0
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    out = console.console()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or out.is_dumb_terminal:
         raise PageferryError(
-            errno.ENOTTY, "a live view needs a terminal", "give --once or --json without one"
+            errno.ENOTTY,
+            "a live view needs a terminal (and TERM to name it)",
+            "give --once or --json without one",
         )
     from ..top.loop import Top
 
-    ended = Top(watch, console.console(), args.interval).run()
+    ended = Top(watch, out, args.interval).run()
     if ended == signal.SIGINT:
         return 130
     if ended:
