@@ -107,11 +107,23 @@ def test_calibrate_measures_this_machine() -> None:
     # What was measured is what plans are made with from now on.
     current.cache_clear()
     memory = Memory("base", SIZE, node=0)
-    plan = plan_move(memory.words, 1)
+    plan = plan_move(memory.words, 1, threads=2)  # asked for, so that a busy machine is no matter
     assert not any("not calibrated" in reason for reason in plan.reasons)
     assert move(memory.words, 1, plan=plan).complete
     predicted = subprocess.run(
-        [*PROGRAM, "predict", "--from", "0", "--to", "1", "--bytes", str(SIZE), "--json"],
+        [
+            *PROGRAM,
+            "predict",
+            "--from",
+            "0",
+            "--to",
+            "1",
+            "--bytes",
+            str(SIZE),
+            "--threads",
+            "2",
+            "--json",
+        ],
         capture_output=True,
         text=True,
         timeout=60,
