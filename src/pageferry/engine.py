@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,11 +21,14 @@ from .plan import Plan
 from .process import HeldProcess
 from .report import STATUS, Failure
 from .syscalls import kernel_has_mt
+from .user_engine import RATES, UserRun
 
 if TYPE_CHECKING:
     from typing import Any
 
     import numpy.typing as npt
+
+_T = TypeVar("_T")
 
 _POLL_US = 100_000
 # A careful guess for the first batch under a limit; the core adapts it.
@@ -78,6 +81,7 @@ class KernelRun:
         progress: Callable[[Progress], object] | None = None,
         cancel: threading.Event | None = None,
         limits: Limits | None = None,
+        user: UserRun | None = None,
     ) -> None:
         self.exception: BaseException | None = None
         self.total = total
@@ -87,6 +91,7 @@ class KernelRun:
         self._progress = progress
         self._cancel = cancel
         self._limits = limits or Limits()
+        self._user = user
         self._begun = self._asked = time.perf_counter()
         self._c: Any = ffi.new("struct pf_move *")
         self._handle = ffi.new_handle(self)
@@ -99,6 +104,8 @@ class KernelRun:
         c.sources = self._sources
         c.pace.max_rate = self._limits.max_rate
         c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, _POLL_US
+        if user is not None:
+            user.poll_by(lib.pf_python_poll, self._handle, _POLL_US)
 
     def follow(self, plan: Plan, *, judge: bool = False) -> None:
         """Do what is run from now on as ``plan`` says.
@@ -108,6 +115,8 @@ class KernelRun:
         """
         c = self._c
         c.pace.judge = judge
+        if self._user is not None:
+            self._user.follow(plan)
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
         c.threads, c.cpus, c.blocking = plan.threads, self._cpus, int(plan.mode.blocking)
         if kernel_has_mt() and MigrateMode.ST not in plan.mode:
@@ -126,25 +135,61 @@ class KernelRun:
         ECANCELED stands for a cancel. With ``statuses``, a table of dtype ``report.STATUS``
         is added to ``self.statuses``.
         """
+        if self._user is not None:
+            return self._run_both(self._user, extents)
         c = self._c
         c.extents = ffi.from_buffer("struct pf_extent[]", extents)
         c.n_extents = len(extents)
         if not statuses:
-            return self._call()
+            return self._call(lambda: -int(lib.pf_move_run(c)))
         table = status_table(extents)
         column = np.empty(len(table), np.int32)
         c.statuses = ffi.from_buffer("int32_t[]", column)
-        code = self._call()
+        code = self._call(lambda: -int(lib.pf_move_run(c)))
         c.statuses = ffi.NULL
         table["status"] = column
         self.statuses.append(table)
         return code
 
-    def _call(self) -> int:
+    def _run_both(self, user: UserRun, extents: npt.NDArray[np.void]) -> int:
+        """What fits to the user engine, what it leaves and the rest to the kernel's."""
+        here, rest = user.sort(extents)
+        for engine, part in user.choose(here) if len(here) else ():
+            if not len(part):
+                continue
+            name = user.faster(part) if engine == "faster" else engine
+            if name in ("kernel", "trial kernel"):
+                code = self._run_kernel(part, user if name == "trial kernel" else None)
+            else:
+                attempt = user.timed if name == "trial user" else user.run
+                code, left = self._call(lambda part=part, attempt=attempt: attempt(part))  # type: ignore[misc]
+                rest = np.concatenate([rest, left])
+                if user.cancelled:
+                    self.end()
+            if code not in (0, errno.ECANCELED):
+                self._c.error = self._c.error or code
+                return code
+        return self._run_kernel(np.sort(rest, order="start"), None)
+
+    def _run_kernel(self, extents: npt.NDArray[np.void], trial: UserRun | None) -> int:
+        """Move by the kernel engine, with the rate noted for a trial."""
+        if not len(extents):
+            return errno.ECANCELED if self._c.cancel else 0
+        c = self._c
+        c.extents, c.n_extents = ffi.from_buffer("struct pf_extent[]", extents), len(extents)
+        before, begun = int(c.progress.bytes_moved), time.perf_counter()
+        code = self._call(lambda: -int(lib.pf_move_run(c)))
+        if trial is not None:
+            moved = int(c.progress.bytes_moved) - before
+            seconds = time.perf_counter() - begun
+            RATES.note(int(extents["shift"][0]), trial.way, "kernel", moved, seconds)
+        return code
+
+    def _call(self, function: Callable[[], _T]) -> _T:
         outer, _polling.run = _polling.run, self
         _active.add(self)
         try:
-            return -int(lib.pf_move_run(self._c))
+            return function()
         finally:
             _active.discard(self)
             _polling.run = outer
@@ -154,8 +199,11 @@ class KernelRun:
         p = self._c.progress
         settled = p.bytes_already + p.bytes_elsewhere + p.bytes_gone + p.bytes_failed
         seconds = time.perf_counter() - self._begun
+        moved = self.bytes_moved
         done = int(p.bytes_moved + settled)
-        return Progress(done, int(p.bytes_moved), int(p.bytes_failed), self.total, seconds)
+        if self._user is not None:
+            done += self._user.bytes_done
+        return Progress(done, moved, int(p.bytes_failed), self.total, seconds)
 
     def poll(self) -> bool:
         """Report progress and look for a reason to end; True ends the move."""
@@ -184,6 +232,8 @@ class KernelRun:
     def end(self) -> None:
         """End the move between two batches. Any thread may call it."""
         self._c.cancel = 1
+        if self._user is not None:
+            self._user.end()
 
     @property
     def error(self) -> int:
@@ -198,19 +248,22 @@ class KernelRun:
     @property
     def bytes_moved(self) -> int:
         """Bytes that moved so far."""
-        return int(self._c.progress.bytes_moved)
+        user = 0 if self._user is None else self._user.bytes_moved
+        return int(self._c.progress.bytes_moved) + user
 
     @property
     def touched(self) -> bool:
         """True when the kernel has attended to at least one page."""
         p = self._c.progress
+        if self._user is not None and self._user.bytes_done:
+            return True
         return bool(p.bytes_moved or p.bytes_already or p.bytes_failed or p.bytes_elsewhere)
 
     def counts(self) -> dict[str, Any]:
         """Return the fields of ``MoveResult`` that the core counts."""
         p, pace = self._c.progress, self._c.pace
         seen = min(int(p.failures_seen), lib.PF_MAX_FAILURES)
-        return {
+        counts: dict[str, Any] = {
             "bytes_moved": int(p.bytes_moved),
             "bytes_already": int(p.bytes_already),
             "bytes_elsewhere": int(p.bytes_elsewhere),
@@ -236,6 +289,9 @@ class KernelRun:
             "retried": int(p.retried),
             "longest_call_ms": p.longest_call_us / 1000,
         }
+        if self._user is not None:
+            self._user.add_to(counts)
+        return counts
 
 
 def _why_alone(threads: int, pace: Any) -> str | None:

@@ -26,6 +26,7 @@ from .refusal import explain_nothing, refusal
 from .report import STATUS, MoveResult
 from .survey import Survey
 from .target import Target, resolve
+from .user_choice import choose_engine
 
 if TYPE_CHECKING:
     from typing import Any
@@ -65,6 +66,9 @@ def move(
     survey: str | None = None,
     max_gbps: float | None = None,
     stall_ms: float | None = None,
+    engine: str = "auto",
+    way: str = "auto",
+    page_size: str | None = None,
 ) -> MoveResult:
     """Move the pages of ``target`` to ``node`` with many threads, and say what happened.
 
@@ -92,18 +96,35 @@ def move(
       between pieces that take at most 20 ms at that rate.
     - ``stall_ms``: what one system call should take, in milliseconds, instead of 200. Shorter calls
       are more of them, each with a fixed cost; the program's own waits for a page do not get
-      shorter (see docs/design.md).
+      shorter (see docs/design.md). For the user engine: what no access to memory should wait
+      longer than, instead of 20.
+    - ``engine``: ``"kernel"``; ``"user"``, which copies this process's private anonymous memory
+      itself and hands what it can't do to the kernel's; or ``"auto"``: the user engine for
+      arrays and buffers of this process, by ``checked``, where a trial on the first pieces shows
+      that it is faster. ``MoveResult.parts`` says which engine moved what, and why.
+    - ``way``: how the user engine keeps accesses out of a piece meanwhile. ``"checked"`` leaves
+      pages that a device may write into to the kernel engine, and is what ``"auto"`` means.
+      ``"hold"`` and ``"protect"`` do not see devices (O_DIRECT, io_uring, RDMA): what one
+      writes into the range meanwhile is lost, and no other thread may unmap, remap, protect or
+      madvise the range. See docs/design.md.
+    - ``page_size``: ``"4K"`` turns huge pages into base pages on the way, also those that are
+      on the node already; with the user engine only.
 
     A page that cannot be moved stays where it is and is counted with its errno; the call raises
     only when nothing could be done at all: ``NodeError``, ``RangeError``, ``ProcessGoneError``,
     ``NotPermittedError``, ``UnsupportedError``. Ctrl-C raises ``MoveInterrupted``, whose
-    ``result`` says what moved. Rests on move_pages(2).
+    ``result`` says what moved. Rests on move_pages(2), the user engine on userfaultfd(2).
     """
     with HeldProcess(pid) as process:
         what = resolve(target, pid, partial)
         node = int(node) if isinstance(node, np.integer) else node
         check_node(node, pid)
         sources = check_sources(source)
+        limits = Limits(max_gbps, stall_ms)
+        bound = shared or statuses or sources is not None or max_gbps is not None
+        user = choose_engine(
+            what, node, engine, way, page_size, stall_ms=stall_ms, exact=exact, bound=bound
+        )
         run = KernelRun(
             what.pid,
             node,
@@ -114,7 +135,8 @@ def move(
             exact=exact or statuses,
             progress=progress,
             cancel=cancel,
-            limits=Limits(max_gbps, stall_ms),
+            limits=limits,
+            user=user,
         )
         # Refuses what makes no sense before anything is looked at.
         planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)

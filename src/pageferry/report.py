@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,32 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class EnginePart:
+    """Bytes that one engine moved, and why that one; or that the user engine left to the other.
+
+    ``engine`` is ``user``, ``kernel``, or ``left``.
+    """
+
+    engine: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """How long an access to a piece under way may have waited, over all pieces; milliseconds.
+
+    From before a piece was taken away until whoever waited was woken: the kernel does not say
+    whether anyone did. The quantiles are exact to a quarter.
+    """
+
+    pieces: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
 class MoveResult:
     """What a move did. Sizes are bytes, page counts are pages of their own size.
 
@@ -72,7 +98,8 @@ class MoveResult:
     was allowed to copy with several threads as well (MPOL_MF_MOVE_MT, a patched kernel; see
     ``pgmigrate_mt_success`` in ``counters``). ``verified`` maps nodes to pages of a sample that
     was asked again after the move. ``counters`` is the change of the kernel's own counters, which
-    are system-wide.
+    are system-wide. Where the user engine took part, ``parts`` says which engine moved how much and
+    why, and ``stalls`` how long accesses may have waited for their pages.
     """
 
     node: int
@@ -111,6 +138,8 @@ class MoveResult:
     verified: Mapping[int, int] = field(default_factory=dict)
     counters: Mapping[str, int] | None = None
     warnings: tuple[str, ...] = ()
+    parts: tuple[EnginePart, ...] = ()
+    stalls: Stalls | None = None
     statuses: npt.NDArray[np.void] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -151,6 +180,8 @@ class MoveResult:
             ],
             stopped=errno_name(self.stopped) if self.stopped else None,
             verified={str(node): pages for node, pages in self.verified.items()},
+            parts=[asdict(part) for part in self.parts],
+            stalls=None if self.stalls is None else asdict(self.stalls),
         )
         return value
 

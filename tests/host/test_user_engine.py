@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user engine from Python, on one node: pages are moved to where they are, as new ones."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from regions import HUGE, PAGE, PRIVATE, Region, needs_thp
+
+import pageferry
+from pageferry import plan, procfs, user_engine
+from pageferry.nodes import machine
+from pageferry.pages import BASE, EXTENT, HUGETLB, THP, extents_bytes
+from pageferry.survey import Survey
+from pageferry.target import resolve
+from pageferry.user_engine import Rates, UserRun, _bucket_end_us, _cut, _split
+
+SIZE = 8 << 20
+NODE = next(node.id for node in machine().nodes if node.has_memory)
+
+needs_checked = pytest.mark.skipif(
+    user_engine.why_not("checked") is not None, reason="no UFFDIO_MOVE for this process"
+)
+needs_pagemap = pytest.mark.skipif(
+    not Path("/proc/self/pagemap").exists(), reason="this kernel shows no page tables"
+)
+
+
+def pattern(size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(0, 256, size, np.uint8)
+
+
+def extents_of(region: Region) -> np.ndarray:
+    windows = Survey(resolve(region.range())).windows()
+    return np.concatenate([window.copy() for window in windows])
+
+
+def user_run(way: str = "checked", **more: object) -> UserRun:
+    run = UserRun(NODE, way, trial=False, stall_ms=None, exact=True, again=True, **more)  # type: ignore[arg-type]
+    run.follow(plan.make_plan(machine(), NODE, {PAGE: SIZE // PAGE}, threads=2))
+    return run
+
+
+def frames(region: Region) -> np.ndarray:
+    """The frame numbers of all pages; zeros for those who may not know."""
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(region.address // PAGE * 8)
+        entries = np.frombuffer(file.read(region.size // PAGE * 8), np.uint64)
+    return entries & np.uint64((1 << 55) - 1)
+
+
+@pytest.mark.parametrize("way", ["checked", "hold", "protect"])
+@pytest.mark.parametrize("huge", [False, pytest.param(True, marks=needs_thp)])
+@needs_pagemap
+def test_every_way_gives_new_pages_and_keeps_the_bytes(way: str, huge: bool) -> None:
+    if user_engine.why_not(way) is not None or (huge and user_engine.why_not("checked")):
+        pytest.skip("this kernel lacks what it needs")
+    region = Region(SIZE, huge=huge)
+    wanted = pattern(SIZE)
+    region.bytes[:] = wanted
+    run = user_run(way)
+    before = frames(region)
+    here, others = run.sort(extents_of(region))
+    assert extents_bytes(here) == SIZE and not len(others)
+    code, left = run.run(here)
+    assert (code, len(left)) == (0, 0)
+    assert run.bytes_moved == run.bytes_done == SIZE
+    assert np.array_equal(region.bytes, wanted)
+    assert not before.any() or (before != frames(region)).all()
+
+
+@needs_checked
+@needs_thp
+def test_huge_pages_become_base_pages_on_request() -> None:
+    region = Region(SIZE, huge=True)
+    wanted = pattern(SIZE)
+    region.bytes[:] = wanted
+    assert pageferry.locate(region.bytes).by_kind("thp") == SIZE
+    result = pageferry.move(region.bytes, NODE, page_size="4K")
+    assert result.complete and result.bytes_moved == SIZE
+    assert result.pages_moved == {"base": SIZE // PAGE, "thp": 0, "hugetlb": 0}
+    assert pageferry.locate(region.bytes).by_kind("base") == SIZE
+    assert np.array_equal(region.bytes, wanted)
+    assert [(part.engine, part.bytes) for part in result.parts] == [("user", SIZE)]
+    stalls = result.stalls
+    assert stalls is not None and stalls.pieces > 0
+    assert 0 < stalls.p50_ms <= stalls.p99_ms <= stalls.max_ms
+    again = pageferry.move(region.bytes, NODE, page_size="4K")
+    assert again.bytes_already == SIZE and not again.bytes_moved and again.stalls is None
+    assert result.as_dict()["parts"][0]["engine"] == "user"
+
+
+@needs_checked
+def test_what_does_not_fit_goes_to_the_kernel_engine_and_is_named() -> None:
+    region = Region(SIZE)
+    region.write(0, SIZE)
+    shared = mmap.mmap(-1, SIZE)
+    np.frombuffer(shared, np.uint8)[:] = 7
+    result = pageferry.move(shared, NODE, engine="user")
+    assert result.complete and result.bytes_already == SIZE and not result.bytes_moved
+    assert [(part.engine, part.bytes) for part in result.parts] == [("left", SIZE)]
+    assert "not private anonymous" in result.parts[0].reason
+    result = pageferry.move(region.bytes, NODE, engine="user")
+    assert result.complete and result.bytes_already == SIZE
+    single = Region(2 << 20)
+    for page in range(0, 512, 2):
+        single.write(page * PAGE, PAGE)
+    result = pageferry.move(single.bytes, NODE, engine="user")
+    assert [part.reason for part in result.parts] == ["too few pages together"]
+    assert result.bytes_already == 256 * PAGE
+
+
+@needs_checked
+def test_a_python_writer_goes_on_while_pages_are_away() -> None:
+    region = Region(SIZE)
+    region.bytes[:] = 0
+    stop = threading.Event()
+    rounds = 0
+
+    def write() -> None:
+        nonlocal rounds
+        while not stop.is_set():  # holds the GIL while it waits for a page
+            region.bytes[::64] += np.uint8(1)
+            rounds += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        extents = extents_of(region)
+        for _ in range(40):
+            run = user_run()
+            code, left = run.run(extents)
+            assert (code, len(left)) == (0, 0)
+            assert run.bytes_moved == SIZE
+    finally:
+        stop.set()
+        writer.join(60)
+    assert not writer.is_alive()
+    assert (region.bytes[::64] == np.uint8(rounds % 256)).all()
+
+
+@needs_checked
+def test_cancel_and_progress_reach_both_engines() -> None:
+    region = Region(SIZE)
+    region.write(0, SIZE)
+    cancel = threading.Event()
+    cancel.set()
+    result = pageferry.move(region.bytes, NODE, engine="user", cancel=cancel)
+    assert result.cancelled and not result.complete
+    assert result.bytes_skipped == SIZE and not result.bytes_already
+
+
+def test_auto_leaves_small_and_foreign_memory_to_the_kernel() -> None:
+    region = Region(SIZE)
+    region.write(0, SIZE)
+    for target in (region.bytes, region.range()):
+        result = pageferry.move(target, NODE)
+        assert result.complete and result.parts == () and result.stalls is None
+
+
+def test_requests_that_make_no_sense_are_refused() -> None:
+    region = Region(PAGE)
+    region.write(0, PAGE)
+    for bad in (
+        {"engine": "both"},
+        {"way": "soft"},
+        {"engine": "kernel", "way": "hold"},
+        {"engine": "kernel", "page_size": "4K"},
+        {"page_size": "3K"},
+        {"engine": "user", "statuses": True},
+        {"engine": "user", "max_gbps": 1.0},
+    ):
+        with pytest.raises(ValueError, match=r"engine|way|page_size|page size"):
+            pageferry.move(region.bytes, NODE, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave pid out"):
+        pageferry.move(region.range(), NODE, pid=1, engine="user")
+
+
+def test_the_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_engine, "features", lambda: -1)  # cannot be withdrawn from root
+    error = user_engine.why_not("checked")
+    assert isinstance(error, pageferry.NotPermittedError) and "CAP_SYS_PTRACE" in str(error)
+    region = Region(PAGE)
+    region.write(0, PAGE)
+    with pytest.raises(pageferry.NotPermittedError):
+        pageferry.move(region.bytes, NODE, engine="user")
+    monkeypatch.setattr(user_engine, "features", lambda: 1)
+    with pytest.raises(pageferry.UnsupportedError, match=r"6\.8"):
+        pageferry.move(region.bytes, NODE, engine="user")
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rates]:
+    fresh = Rates()
+    monkeypatch.setattr(user_engine, "RATES", fresh)
+    yield fresh
+
+
+def base_extents(size: int) -> np.ndarray:
+    return np.array([(1 << 40, size // PAGE, 12, BASE)], EXTENT)
+
+
+def test_auto_tries_both_engines_first_and_goes_on_with_the_faster(rates: Rates) -> None:
+    run = UserRun(NODE, "auto", trial=True, stall_ms=None, exact=False)
+    steps = run.choose(base_extents(1 << 30))
+    assert [name for name, _ in steps] == ["trial kernel", "trial user", "faster"]
+    assert sum(extents_bytes(part) for _, part in steps) == 1 << 30
+    starts = [int(part["start"][0]) for _, part in steps]
+    assert starts == sorted(starts)
+    rates.note(12, "checked", "kernel", 32 << 20, 0.5)
+    rates.note(12, "checked", "user", 1 << 20, 1e-9)  # too little to say anything
+    assert run.choose(base_extents(1 << 30))[0][0] == "trial kernel"
+    rates.note(12, "checked", "user", 32 << 20, 0.4)
+    assert [name for name, _ in run.choose(base_extents(1 << 30))] == ["faster"]
+    assert run.faster(base_extents(1 << 30)) == "user"
+    rates.note(12, "checked", "user", 32 << 20, 0.6)
+    assert run.faster(base_extents(1 << 30)) == "kernel"
+    small = UserRun(NODE, "auto", trial=True, stall_ms=None, exact=False)
+    small.choose(np.array([(1 << 40, 4, 21, THP)], EXTENT))
+    assert "kernel" in [name for name, _ in small.choose(np.array([(1 << 40, 4, 21, THP)], EXTENT))]
+
+
+def test_extents_are_cut_at_mappings() -> None:
+    assert _cut(0, 10, 12, [(0, 10 * PAGE)]) == [(0, 10, True)]
+    assert _cut(0, 10, 12, []) == [(0, 10, False)]
+    assert _cut(0, 10, 12, [(2 * PAGE, 4 * PAGE), (4 * PAGE, 20 * PAGE)]) == [
+        (0, 2, False),
+        (2 * PAGE, 2, True),
+        (4 * PAGE, 6, True),
+    ]
+    assert _cut(0, 4, 21, [(HUGE + PAGE, 4 * HUGE)]) == [(0, 2, False), (2 * HUGE, 2, True)]
+
+
+def test_splitting_keeps_every_page() -> None:
+    extents = np.array([(0, 3, 12, BASE), (8 * PAGE, 5, 12, BASE)], EXTENT)
+    for pages in range(1, 10):
+        head, tail = _split(extents, pages * PAGE)
+        listed = [
+            int(e["start"]) + i * PAGE
+            for part in (head, tail)
+            for e in part
+            for i in range(e["pages"])
+        ]
+        assert listed == [i * PAGE for i in (0, 1, 2, 8, 9, 10, 11, 12)]
+        assert extents_bytes(head) == min(pages, 8) * PAGE
+
+
+def test_buckets_of_stalls_are_a_quarter_of_an_octave() -> None:
+    ends = [_bucket_end_us(bucket) for bucket in range(40)]
+    assert ends == sorted(set(ends))
+    assert ends[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+
+
+def test_hugetlb_pages_and_stacks_are_not_for_this_engine() -> None:
+    run = UserRun(NODE, "checked", trial=False, stall_ms=None, exact=False)
+    region = Region(SIZE)
+    here, others = run.sort(np.array([(region.address, 1, 21, HUGETLB)], EXTENT))
+    assert not len(here) and len(others) == 1
+    stack = next(m for m in procfs.mappings() if m.name == "[stack]")
+    here, others = run.sort(np.array([(stack.end - 32 * PAGE, 32, 12, BASE)], EXTENT))
+    assert not len(here) and extents_bytes(others) == 32 * PAGE
+    private = mmap.mmap(-1, SIZE, flags=PRIVATE)
+    at = int(np.frombuffer(private, np.uint8).ctypes.data)
+    here, others = UserRun(NODE, "hold", trial=False, stall_ms=None, exact=False).sort(
+        np.array([(at, SIZE // PAGE, 12, BASE)], EXTENT)
+    )
+    assert extents_bytes(here) == SIZE and not len(others)
