@@ -237,7 +237,7 @@ static void give_up_helpers(struct helper *invited)
 		helper->taken = false;
 		__atomic_store_n(&helper->state, HELPER_IDLE, __ATOMIC_RELEASE);
 		/* Not after the user has changed: then another thread takes its place. */
-		if (!helper_lower(helper)) {
+		if (!helper_rest(helper)) {
 			crew.probed = false;
 			dismiss(helper);
 		}

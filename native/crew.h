@@ -3,7 +3,7 @@
  * Inside the crew: what its files share, and the one question that an engine's
  * workers ask it.
  *
- * Helpers run at SCHED_IDLE and may be kept from a CPU for as long as others
+ * Helpers work at SCHED_IDLE and may be kept from a CPU for as long as others
  * want it. So a helper takes no lock that a caller needs: the two hand over by
  * the word helper->state alone. crew.lock is for callers and the watch.
  */
@@ -44,7 +44,7 @@ struct helper {
 	uint32_t jobs;		/* how many it has had */
 	int32_t pinned;		/* to this CPU, -1: not */
 	bool taken;		/* by a caller, under the crew's lock */
-	bool yields;		/* runs at SCHED_IDLE, unless lifted */
+	bool yields;		/* works at SCHED_IDLE, unless lifted */
 	bool detached;		/* ends without being joined, and frees itself */
 	uint32_t lifted;	/* had to be lifted in this job */
 	struct {		/* what the watch saw last */
@@ -87,8 +87,12 @@ void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere, s
 /* Let it run like any thread, for this job. False: the kernel refuses. */
 bool helper_lift(struct helper *helper, int policy);
 
-/* Back to SCHED_IDLE, after its job. False: the kernel refuses, it must be replaced. */
-bool helper_lower(struct helper *helper);
+/*
+ * After its job: asleep it is in nobody's way, and a process whose threads are
+ * all killed ends when each has had a CPU once more, which at SCHED_IDLE takes
+ * seconds on a busy machine. False: the kernel refuses, it must be replaced.
+ */
+bool helper_rest(struct helper *helper);
 
 /* Wait for the end of one that is idle and not in the crew any more. */
 void helper_end(struct helper *helper);

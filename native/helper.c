@@ -162,19 +162,20 @@ struct helper *helper_create(uint32_t number, bool yields)
 	/* The id of a thread's CPU clock is made of the thread's own: no need to wait for it. */
 	if (!pthread_getcpuclockid(helper->thread, &helper->clock))
 		helper->tid = ~(helper->clock >> 3);
-	helper->yields = yields && helper->tid > 0 &&
-			 !sched_setscheduler(helper->tid, SCHED_IDLE, &none);
-	if (!helper->yields && helper->tid > 0 && is_realtime())
+	helper->yields = yields && helper->tid > 0;
+	if (helper->tid > 0 && is_realtime())
 		sched_setscheduler(helper->tid, SCHED_OTHER, &none);
 	return helper;
 }
 
 void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
 {
+	struct sched_param none = { .sched_priority = 0 };
+
 	helper->job = job;
 	helper->worker = worker;
 	helper->jobs++;
-	helper->lifted = 0;
+	helper->lifted = helper->yields && sched_setscheduler(helper->tid, SCHED_IDLE, &none);
 	__atomic_store_n(&helper->state, HELPER_OFFERED, __ATOMIC_RELEASE);
 	futex_wake(&helper->state);
 }
@@ -218,11 +219,11 @@ bool helper_lift(struct helper *helper, int policy)
 	       !sched_setscheduler(helper->tid, policy, &none);
 }
 
-bool helper_lower(struct helper *helper)
+bool helper_rest(struct helper *helper)
 {
 	struct sched_param none = { .sched_priority = 0 };
 
-	return !helper->lifted || !sched_setscheduler(helper->tid, SCHED_IDLE, &none);
+	return !helper->yields || !sched_setscheduler(helper->tid, SCHED_OTHER, &none);
 }
 
 void helper_end(struct helper *helper)

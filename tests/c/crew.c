@@ -282,12 +282,15 @@ static void cpu_ms(long ms)
 
 static atomic_int helper_policy;
 static atomic_int helper_policy_later;
+static atomic_int helper_tid;
 
 static void note_policy(void *arg, uint32_t worker)
 {
 	(void)arg;
-	if (worker)
+	if (worker) {
 		atomic_store(&helper_policy, sched_getscheduler(0));
+		atomic_store(&helper_tid, gettid());
+	}
 	atomic_fetch_add(&ran, 1);
 	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
@@ -300,6 +303,8 @@ static void helpers_yield_where_they_can_be_lifted(void)
 		CHECK(pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) == 2);
 		CHECK(atomic_load(&helper_policy) ==
 		      (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER));
+		/* Asleep it would only keep a process that is killed from ending. */
+		CHECK(sched_getscheduler(atomic_load(&helper_tid)) == SCHED_OTHER);
 	}
 }
 
