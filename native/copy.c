@@ -70,6 +70,10 @@ pf_copy_lines *pf_copy_arch(uint32_t method)
 	return NULL;
 }
 
+void pf_copy_fence(void)
+{
+}
+
 bool pf_copy_evict(const unsigned char *lines, uint64_t bytes)
 {
 	(void)lines;
@@ -190,6 +194,13 @@ static void copy_range(unsigned char *dst, const unsigned char *src, uint64_t by
 		copy_words(dst + head + middle, src + head + middle, bytes - head - middle);
 }
 
+/* Once after many ranges: it waits until all stores under way have arrived. */
+static void fence_after(uint32_t method)
+{
+	if (method >= PF_COPY_SSE2)
+		pf_copy_fence();
+}
+
 /* Overlapping, or past the end of the address space. */
 static bool entangled(const void *dst, const void *src, uint64_t bytes)
 {
@@ -209,6 +220,7 @@ int pf_copy_pages(void *dst, const void *src, uint64_t bytes, uint32_t method)
 	if (entangled(dst, src, bytes))
 		return -EINVAL;
 	copy_range(dst, src, bytes, function_of((uint32_t)chosen));
+	fence_after((uint32_t)chosen);
 	return 0;
 }
 
@@ -223,6 +235,7 @@ struct deal {
 	uint64_t page_size;
 	uint64_t total;
 	uint64_t piece;		/* divides page_size up, or is a multiple of it */
+	uint32_t method;
 	pf_copy_lines *lines;
 	_Atomic uint64_t cursor;
 };
@@ -270,10 +283,11 @@ static void claim_pieces(void *arg, uint32_t worker)
 		uint64_t at = atomic_fetch_add(&deal->cursor, deal->piece);
 
 		if (at >= deal->total)
-			return;
+			break;
 		copy_piece(deal, at, deal->total - at < deal->piece ? deal->total
 								    : at + deal->piece);
 	}
+	fence_after(deal->method);
 }
 
 /*
@@ -320,9 +334,11 @@ static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const i
 	for (uint64_t i = 0; i < pages; i++)
 		if (entangled(deal->dst[i], deal->src[i], deal->page_size))
 			return -EINVAL;
-	deal->lines = function_of((uint32_t)chosen);
+	deal->method = (uint32_t)chosen;
+	deal->lines = function_of(deal->method);
 	if (threads == 1) {
 		copy_piece(deal, 0, deal->total);
+		fence_after(deal->method);
 		return 1;
 	}
 	deal->piece = piece_of(deal->total, pages, deal->page_size, threads);

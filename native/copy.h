@@ -10,12 +10,15 @@ enum { PF_LINE = 64 };
 
 /*
  * Copy whole lines: dst is a multiple of PF_LINE, bytes is one too, src is
- * anywhere. When it returns, its stores are ordered before all later ones.
+ * anywhere. Until pf_copy_fence() later stores may pass those of the methods
+ * from PF_COPY_SSE2 on.
  */
 typedef void pf_copy_lines(unsigned char *dst, const unsigned char *src, uint64_t bytes);
 
 /* The function of a method that is particular to a CPU; NULL when this one lacks it. */
 pf_copy_lines *pf_copy_arch(uint32_t method);
+
+void pf_copy_fence(void);
 
 /* Write lines back and drop them from all caches; false where programs cannot. */
 bool pf_copy_evict(const unsigned char *lines, uint64_t bytes);

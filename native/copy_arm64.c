@@ -26,6 +26,10 @@ static void copy_neon(unsigned char *dst, const unsigned char *src, uint64_t byt
 		dst += PF_LINE;
 		src += PF_LINE;
 	}
+}
+
+void pf_copy_fence(void)
+{
 	__asm__ volatile("dmb ishst" : : : "memory");
 }
 

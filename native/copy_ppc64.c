@@ -40,6 +40,10 @@ static void copy_vsx(unsigned char *dst, const unsigned char *src, uint64_t byte
 		dst += PF_LINE;
 		src += PF_LINE;
 	}
+}
+
+void pf_copy_fence(void)
+{
 	__asm__ volatile("lwsync" : : : "memory");
 }
 

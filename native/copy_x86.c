@@ -20,6 +20,7 @@ enum {
 	STREAMS = 4,
 	WIDE = 64 << 10,	/* distance of the streams in a large copy */
 	NARROW = 4096,		/* and in one of some pages */
+	NEAR = 1024,		/* what one turn of the widest registers copies */
 	AHEAD = 1024,		/* how far ahead lines are asked for */
 };
 
@@ -29,7 +30,8 @@ enum {
  */
 #define NON_TEMPORAL(NAME, ISA, VEC, LOAD, STORE, TURN)                                        \
 	__attribute__((target(ISA))) PF_RACY static void NAME##_streams(                       \
-		unsigned char *dst, const unsigned char *src, uint64_t distance)               \
+		unsigned char *dst, const unsigned char *src, uint64_t distance,               \
+		uint64_t ahead)                                                                \
 	{                                                                                      \
 		enum { EACH = (TURN) * PF_LINE / sizeof(VEC) };                                \
                                                                                                \
@@ -40,7 +42,7 @@ enum {
 				const unsigned char *from = src + s * distance + at;           \
                                                                                                \
 				_Pragma("GCC unroll 16") for (int l = 0; l < (TURN); l++)      \
-					_mm_prefetch(from + AHEAD + l * PF_LINE, _MM_HINT_T1); \
+					_mm_prefetch(from + ahead + l * PF_LINE, _MM_HINT_T1); \
 				_Pragma("GCC unroll 16") for (int i = 0; i < (int)EACH; i++)   \
 					held[s][i] = LOAD((const void *)(from + i * sizeof(VEC))); \
 			}                                                                      \
@@ -57,18 +59,23 @@ enum {
 		unsigned char *dst, const unsigned char *src, uint64_t bytes)                  \
 	{                                                                                      \
 		for (; bytes >= STREAMS * WIDE; bytes -= STREAMS * WIDE) {                     \
-			NAME##_streams(dst, src, WIDE);                                        \
+			NAME##_streams(dst, src, WIDE, AHEAD);                                 \
 			dst += STREAMS * WIDE;                                                 \
 			src += STREAMS * WIDE;                                                 \
 		}                                                                              \
 		for (; bytes >= STREAMS * NARROW; bytes -= STREAMS * NARROW) {                 \
-			NAME##_streams(dst, src, NARROW);                                      \
+			NAME##_streams(dst, src, NARROW, AHEAD);                               \
 			dst += STREAMS * NARROW;                                               \
 			src += STREAMS * NARROW;                                               \
 		}                                                                              \
+		/* The streams adjoin now. With half the registers a plain loop is faster. */   \
+		for (; (TURN) == 4 && bytes >= NEAR; bytes -= NEAR) {                          \
+			NAME##_streams(dst, src, NEAR / STREAMS, bytes >= AHEAD + NEAR ? AHEAD : 0); \
+			dst += NEAR;                                                           \
+			src += NEAR;                                                           \
+		}                                                                              \
 		for (uint64_t at = 0; at < bytes; at += sizeof(VEC))                           \
 			STORE((void *)(dst + at), LOAD((const void *)(src + at)));             \
-		_mm_sfence();                                                                  \
 	}
 
 NON_TEMPORAL(copy_sse2, "sse2", __m128i, _mm_loadu_si128, _mm_stream_si128, 1)
@@ -78,7 +85,11 @@ NON_TEMPORAL(copy_avx512, "avx512f", __m512i, _mm512_loadu_si512, _mm512_stream_
 static void copy_movsb(unsigned char *dst, const unsigned char *src, uint64_t bytes)
 {
 	__asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(bytes) : : "memory");
-	/* Its stores may pass each other, though not later ones: no fence. */
+}
+
+void pf_copy_fence(void)
+{
+	_mm_sfence();
 }
 
 pf_copy_lines *pf_copy_arch(uint32_t method)
