@@ -16,6 +16,7 @@ from placement import Memory, become_nobody, in_a_child
 from pageferry import MigrateMode, Progress, move
 from pageferry._native import lib
 from pageferry.bench.load import quick, run_load
+from pageferry.bench.stall import run_stall
 from pageferry.engine import KernelRun
 from pageferry.plan import Plan
 
@@ -161,3 +162,10 @@ def test_who_may_not_lift_threads_has_them_at_normal_priority() -> None:
         return yields, result.complete, memory.nodes() == {0: memory.bytes}
 
     assert in_a_child(moves) == repr(([1, 0], True, True))
+
+
+def test_the_stall_experiment() -> None:
+    figures = run_stall(size=4 * MB, bounds=(0.0, 5.0), repeats=1)
+    rest, moved = figures["bounds"]
+    assert rest["call_ms"] == 0 < moved["call_ms"]
+    assert rest["pause_ms"]["high"] > 0 and moved["pause_ms"]["high"] > 0

@@ -16,7 +16,10 @@ from rich.console import Console
 from pageferry import cli
 from pageferry.bench.load import TARGETS, run_load, summary, targets
 from pageferry.bench.load_report import plot, print_table
+from pageferry.bench.machine import machine_facts
 from pageferry.bench.spinners import Spinners
+from pageferry.bench.stall import Writer, _row
+from pageferry.commands.bench.stall import print_table as print_stalls
 from pageferry.errors import NodeError
 from pageferry.topology import topology
 
@@ -155,3 +158,41 @@ def test_spinners_end_with_whoever_began_them() -> None:
         time.sleep(0.01)
     else:
         assert not Path(f"/proc/{child}/stat").exists()
+
+
+# --- the longest pause of a writer
+
+
+def test_a_writer_notes_its_pauses() -> None:
+    with Writer(1 << 20, 4096) as writer:
+        first = writer.longest_ms()
+        deadline = time.monotonic() + 30
+        while not first and time.monotonic() < deadline:
+            first = writer.longest_ms()
+        assert first > 0
+        child = writer.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_stall_table() -> None:
+    stream = io.StringIO()
+    figures = {
+        "machine": machine_facts(),
+        "bytes": 1 << 20,
+        "page_size": 4096,
+        "repeats": 3,
+        "bounds": [
+            _row(0.0, [(1.0, 0.0, 0.0)] * 3),
+            _row(20.0, [(4.0, 18.0, 0.5), (5.0, 19.0, 0.6), (9.0, 30.0, 0.7)]),
+        ],
+    }
+    print_stalls(figures, Console(file=stream, width=200))
+    text = stream.getvalue()
+    assert "no move" in text and "5.0 (4.0–9.0)" in text and "600.0" in text
+
+
+@pytest.mark.skipif(len(topology().target_nodes) > 1, reason="this machine has two nodes")
+def test_one_node_has_no_stalls(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "stall", "--lab", "never"]) == 2
+    assert "two nodes" in capsys.readouterr().err
