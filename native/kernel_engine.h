@@ -64,6 +64,11 @@ bool move_pending(struct moving *moving, struct batch *batch, struct pending *pe
 /* ---- tally.c: every page of a batch passes through exactly one of these ---- */
 
 void count_moved(struct moving *moving, const struct batch *batch, uint64_t slot);
+/*
+ * The counters of many pages at once, by kind: the workers share them, and would
+ * wait for each other's cache line at every page.
+ */
+void count_moved_all(struct moving *moving, uint64_t bytes, const uint64_t *pages);
 void count_already(struct moving *moving, const struct batch *batch, uint64_t slot);
 void count_elsewhere(struct moving *moving, const struct batch *batch, uint64_t slot,
 		     int32_t node);

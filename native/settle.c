@@ -137,7 +137,8 @@ uint64_t settle(struct moving *moving, struct batch *batch, struct pending *pend
 {
 	int32_t target = moving->move->target;
 	uint64_t before = pending->count;
-	uint64_t kept = 0, busy = 0, i;
+	uint64_t pages[PF_PAGE_KINDS] = { 0 };
+	uint64_t kept = 0, busy = 0, bytes = 0, i;
 
 	for (i = 0; i < before; i++) {
 		int32_t status = pending->status[i];
@@ -153,10 +154,16 @@ uint64_t settle(struct moving *moving, struct batch *batch, struct pending *pend
 			pending->node[busy++] = (int32_t)slot;
 		} else if (status == target && pending->torn[slot]) {
 			settle_huge(moving, batch, slot, EBUSY);
+		} else if (status == target) {
+			bytes += 1ull << batch->shift[slot];
+			pages[batch->kind[slot]]++;
+			if (moving->move->statuses)
+				moving->move->statuses[batch->index + slot] = target;
 		} else {
 			count_by_status(moving, batch, slot, status);
 		}
 	}
+	count_moved_all(moving, bytes, pages);
 	for (i = 0; i < busy; i++) {
 		pending->slot[kept] = (uint32_t)pending->node[i];
 		pending->address[kept++] = pending->asked[i];

@@ -20,6 +20,19 @@ void count_moved(struct moving *moving, const struct batch *batch, uint64_t slot
 	set_status(moving, batch, slot, moving->move->target);
 }
 
+void count_moved_all(struct moving *moving, uint64_t bytes, const uint64_t *pages)
+{
+	struct pf_progress *progress = &moving->move->progress;
+	int kind;
+
+	if (!bytes)
+		return;
+	add(&progress->bytes_moved, bytes);
+	for (kind = 0; kind < PF_PAGE_KINDS; kind++)
+		if (pages[kind])
+			add(&progress->pages_moved[kind], pages[kind]);
+}
+
 void count_already(struct moving *moving, const struct batch *batch, uint64_t slot)
 {
 	struct pf_progress *progress = &moving->move->progress;
