@@ -8,13 +8,7 @@
 #include "mt_calls.h"
 #include "pages.h"
 
-enum {
-	EXTENTS = 8192,		/* listed before a part of them is moved */
-	CALL_US = 100000,	/* what one call of move_pages is to take */
-	FEWEST_EXTENTS = 1024,	/* room that a survey needs: 512, by its fallback */
-};
-
-#define FIRST_BATCH (32ull << 20)
+enum { FEWEST_EXTENTS = 512 };	/* room that a survey needs */
 
 static void add(uint64_t *counter, uint64_t count)
 {
@@ -99,7 +93,7 @@ static uint32_t base_shift(void)
 	return (uint32_t)__builtin_ctzl((unsigned long)sysconf(_SC_PAGESIZE));
 }
 
-static struct pf_survey survey_of(int32_t pid, int pagemap, uint64_t start, uint64_t end)
+struct pf_survey mt_survey(int32_t pid, int pagemap, uint64_t start, uint64_t end)
 {
 	uint32_t shift = base_shift();
 
@@ -116,7 +110,7 @@ static struct pf_survey survey_of(int32_t pid, int pagemap, uint64_t start, uint
 	};
 }
 
-static int64_t survey_next(struct pf_survey *survey, struct pf_extent *extents, uint64_t max)
+int64_t mt_survey_next(struct pf_survey *survey, struct pf_extent *extents, uint64_t max)
 {
 	int64_t count = pf_survey_next(survey, extents, max);
 
@@ -126,73 +120,9 @@ static int64_t survey_next(struct pf_survey *survey, struct pf_extent *extents, 
 	return pf_survey_next(survey, extents, max);
 }
 
-bool mt_mover_begin(struct mt_mover *mover, const struct pf_mt *mt, int32_t pid,
-		    int32_t target, const uint64_t *sources, bool shared)
-{
-	mover->pagemap = open_proc(pid, "pagemap");
-	mover->extents = map_memory(EXTENTS * sizeof(*mover->extents));
-	mover->error = 0;
-	mover->count = 0;
-	mover->move.pid = pid;
-	mover->move.target = target;
-	mover->move.flags = (shared ? PF_MOVE_SHARED : 0) | (sources ? PF_MOVE_EXACT : 0);
-	mover->move.blocking = PF_ASYNC;
-	mover->move.threads = mt->threads;
-	mover->move.cpus = mt->cpus;
-	mover->move.extents = mover->extents;
-	mover->move.sources = sources;
-	mover->move.batch_bytes = FIRST_BATCH;
-	mover->move.batch_us = CALL_US;
-	return mover->pagemap >= 0 && mover->extents;
-}
-
-static void move_listed(struct mt_mover *mover)
-{
-	mover->move.n_extents = mover->count;
-	mover->count = 0;
-	mover->error = pf_move_run(&mover->move);
-}
-
-void mt_mover_add(struct mt_mover *mover, uint64_t start, uint64_t end)
-{
-	struct pf_survey survey = survey_of(mover->move.pid, mover->pagemap, start, end);
-
-	while (!mover->error && survey.start < survey.end) {
-		int64_t count = survey_next(&survey, mover->extents + mover->count,
-					    EXTENTS - mover->count);
-
-		if (count < 0)
-			mover->error = (int)count;
-		else
-			mover->count += (uint64_t)count;
-		if (!mover->error && EXTENTS - mover->count < FEWEST_EXTENTS)
-			move_listed(mover);
-	}
-}
-
-void mt_mover_end(struct mt_mover *mover)
-{
-	if (!mover->error && mover->count)
-		move_listed(mover);
-	if (mover->pagemap >= 0)
-		raw_call(SYS_close, mover->pagemap, 0, 0, 0, 0, 0);
-	unmap_memory(mover->extents, EXTENTS * sizeof(*mover->extents));
-}
-
-void mt_mover_count(struct pf_mt *mt, const struct mt_mover *mover, uint64_t begun_us)
-{
-	const struct pf_progress *progress = &mover->move.progress;
-	uint64_t pages = 0;
-	int kind;
-
-	for (kind = 0; kind < PF_PAGE_KINDS; kind++)
-		pages += progress->pages_moved[kind];
-	mt_count(mt, begun_us, pages, progress->bytes_moved, mover->move.workers);
-}
-
 static bool block_is_huge(int pagemap, uint64_t start, uint64_t size)
 {
-	struct pf_survey survey = survey_of(0, pagemap, start, start + size);
+	struct pf_survey survey = mt_survey(0, pagemap, start, start + size);
 	struct pf_extent *extents = map_memory(FEWEST_EXTENTS * sizeof(*extents));
 	bool huge = extents && pf_survey_next(&survey, extents, FEWEST_EXTENTS) == 1 &&
 		    1ull << extents->shift == size;

@@ -42,27 +42,41 @@ bool read_mask(uint64_t *nodes, const uint64_t *mask, uint64_t maxnode);
 /* The only node of a mask, or -1. */
 int32_t only_node(const uint64_t *nodes);
 
-/*
- * Moving what is present in ranges of a process to one node, one attempt for
- * each page: mt_mover_begin(), mt_mover_add() for each range, mt_mover_end().
- * What became of it adds up in move.progress.
- */
-struct mt_mover {
-	struct pf_move move;
-	int pagemap;
-	int error;		/* the pages could not be listed, or the kernel refused */
-	struct pf_extent *extents;
-	uint64_t count;
+struct mt_range {
+	uint64_t start;
+	uint64_t end;
 };
 
-/* sources: only pages on these nodes, or NULL. False: nothing can be listed. */
+/*
+ * Moving what is present in ranges of a process to one node, one try for each
+ * page: mt_mover_begin(), mt_mover_add() for each range, upwards, mt_mover_end().
+ */
+struct mt_mover {
+	const struct pf_mt *mt;
+	int32_t pid;
+	int32_t target;
+	const uint64_t *sources;	/* only pages on these nodes, or NULL */
+	bool shared;
+	int pagemap;
+	struct mt_range *ranges;
+	uint64_t n_ranges;
+	uint64_t bytes_mapped;		/* in the ranges */
+	/* what became of it, added up */
+	uint64_t pages;			/* on the target now; those that were, too */
+	uint64_t bytes;
+	uint32_t workers;
+	uint32_t left;			/* 1: some page is not, or could not be listed */
+};
+
+/* False: nothing can be listed. mt_mover_end() is to be called nevertheless. */
 bool mt_mover_begin(struct mt_mover *mover, const struct pf_mt *mt, int32_t pid,
 		    int32_t target, const uint64_t *sources, bool shared);
 void mt_mover_add(struct mt_mover *mover, uint64_t start, uint64_t end);
 void mt_mover_end(struct mt_mover *mover);
 
-/* Add what the mover did to the counters of mt, as one call that began at begun_us. */
-void mt_mover_count(struct pf_mt *mt, const struct mt_mover *mover, uint64_t begun_us);
+/* A survey of a range, by the best way that this kernel has. */
+struct pf_survey mt_survey(int32_t pid, int pagemap, uint64_t start, uint64_t end);
+int64_t mt_survey_next(struct pf_survey *survey, struct pf_extent *extents, uint64_t max);
 
 /* Open a file of /proc/PID, or of /proc/self for pid 0. */
 int open_proc(int32_t pid, const char *name);

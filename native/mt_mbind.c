@@ -38,7 +38,6 @@ static int64_t run(struct pf_mt *mt, struct mt_mover *mover, uint64_t start, uin
 		   int32_t mode, const uint64_t *mask, uint64_t maxnode, uint32_t flags)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	const struct pf_progress *progress = &mover->move.progress;
 	uint64_t begun = now_us();
 	int64_t result;
 
@@ -46,17 +45,16 @@ static int64_t run(struct pf_mt *mt, struct mt_mover *mover, uint64_t start, uin
 	if (!result)
 		mt_mover_add(mover, start, (start + length + page - 1) & ~(page - 1));
 	mt_mover_end(mover);
-	if (!result && (mover->error || flags & STRICT || progress->bytes_failed ||
-			progress->bytes_gone || progress->bytes_skipped))
+	if (!result && (mover->left || flags & STRICT))
 		result = pf_sys_mbind(start, length, mode, mask, maxnode, flags);
-	mt_mover_count(mt, mover, begun);
+	mt_count(mt, begun, mover->pages, mover->bytes, mover->workers);
 	return result;
 }
 
 int64_t pf_mt_mbind(struct pf_mt *mt, uint64_t start, uint64_t length, int32_t mode,
 		    const uint64_t *mask, uint64_t maxnode, uint32_t flags)
 {
-	struct mt_mover mover = { .error = 0 };
+	struct mt_mover mover = { .left = 0 };
 	int32_t target = -1;
 
 	flags = mt_plain_flags(flags);

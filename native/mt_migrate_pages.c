@@ -161,7 +161,7 @@ static void move_pair(struct mt_mover *mover, const struct pf_mt *mt, int32_t pi
 		maps->fd = open_proc(pid, "maps");
 	if (mt_mover_begin(mover, mt, pid, pair.to, only_two_nodes(mt, pair) ? NULL : sources,
 			   shared) && maps && maps->fd >= 0)
-		while (next_mapping(maps, &start, &end) && !mover->error)
+		while (next_mapping(maps, &start, &end))
 			if ((int64_t)end >= 0)	/* not the kernel's own, vsyscall */
 				mt_mover_add(mover, start, end);
 	mt_mover_end(mover);
@@ -182,7 +182,7 @@ static int64_t kernel_pair(int32_t pid, struct pair pair)
 
 static int64_t run(struct pf_mt *mt, int32_t pid, const uint64_t *from, const uint64_t *to)
 {
-	struct mt_mover mover = { .error = 0 };
+	struct mt_mover mover = { .left = 0 };
 	uint64_t begun = now_us();
 	uint64_t left[PF_NODE_WORDS];
 	bool shared = may_move_all();
@@ -201,7 +201,7 @@ static int64_t run(struct pf_mt *mt, int32_t pid, const uint64_t *from, const ui
 		}
 		busy += result;
 	}
-	mt_mover_count(mt, &mover, begun);
+	mt_count(mt, begun, mover.pages, mover.bytes, mover.workers);
 	return busy;
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regions import HUGE, PAGE, Region
+from regions import HUGE, PAGE, PRIVATE, Region
 
 from pageferry import flags, syscalls
+from pageferry._native import ffi, lib
 from pageferry.syscalls import UNWRITTEN, get_mempolicy, mbind, migrate_pages, move_pages
 
 MT = flags.MPOL_MF_MOVE_MT
@@ -81,8 +83,6 @@ def test_move_is_refused(region: Region, bits: int) -> None:
 
 @pytest.mark.skipif(syscalls.kernel_has_mt(), reason="this kernel knows the flag")
 def test_a_stock_kernel_does_not_know_the_flag(region: Region) -> None:
-    from pageferry._native import ffi, lib
-
     page = ffi.new("uint64_t[]", [region.address])
     node = ffi.new("int32_t[]", [HERE])
     status = ffi.new("int32_t[]", [UNWRITTEN])
@@ -144,6 +144,26 @@ def test_bind_is_refused(region: Region, bits: int) -> None:
         mbind(region.address, region.size, flags.MPOL_BIND, [-1], move)
     with refused(errno.EINVAL):
         mbind(region.address, region.size, flags.MPOL_BIND, [1 << 20], move)
+
+
+def test_a_sparse_mapping_is_listed_to_its_end() -> None:
+    """Gaps are skipped in growing steps, and no page behind one is overlooked."""
+    size = 1 << 40
+    area = mmap.mmap(-1, size, flags=PRIVATE | 0x4000)  # MAP_NORESERVE
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    places = [0, 5, 1 << 13, (1 << 13) + 1, 1 << 22, (1 << 26) + 3, size // PAGE - 1]
+    array = np.frombuffer(area, np.uint8)
+    for place in places:
+        array[place * PAGE] = 1
+    array[1 << 39 : (1 << 39) + 40 * HUGE : PAGE] = 1  # and more than a piece in one place
+    settings = ffi.new("struct pf_mt *")
+    settings.threads = 2
+    mask, maxnode = syscalls.node_mask([HERE])
+    move = flags.MPOL_MF_MOVE | flags.MPOL_MF_STRICT
+    address = array.ctypes.data
+    assert lib.pf_mt_mbind(settings, address, size, flags.MPOL_BIND, mask, maxnode, move) == 0
+    assert settings.pages == len(places) + 40 * HUGE // PAGE
+    assert settings.bytes == settings.pages * PAGE
 
 
 def test_masks_of_any_width() -> None:
