@@ -120,6 +120,7 @@ static void move_work(void *arg, uint32_t worker)
 		if (!worker && pace_judge(pace, cursor_left(&moving->cursor)))
 			break;
 	}
+	poll_if_due(moving, worker);	/* the helpers may have done it all */
 	pace_go(pace, worker);
 }
 
