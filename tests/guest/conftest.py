@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pageferry import pressure
 
 if os.environ.get("PAGEFERRY_LAB") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -20,6 +23,12 @@ _POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages
 def _the_kernel_moves_nothing_by_itself() -> None:
     if _BALANCING.exists():
         _BALANCING.write_text("0")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_wants_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in tests/conftest.py: plans take fewer threads on a busy machine."""
+    monkeypatch.setattr(pressure, "_last", (time.monotonic() + 1e9, pressure.Pressure()))
 
 
 @pytest.fixture
