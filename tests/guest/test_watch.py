@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching a machine with two nodes, and moving on it from asyncio.
+"""Watching a machine with two nodes, and moving on it from the live view and from asyncio.
 
 Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
 """
@@ -11,16 +11,22 @@ import contextlib
 import io
 import json
 import os
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from placement import PAGE, Memory, Script, on
+from placement import PAGE, Memory, Script, nodes_of, on
 
 import pageferry
 from pageferry import cli
 from pageferry.areas import areas
 from pageferry.exporter import MachineCollector
 from pageferry.scan import ProcessScan
+
+sys.path.insert(0, os.fspath(Path(__file__).parents[1] / "host"))
+from terminal import Terminal
 
 SIZE = 32 << 20
 
@@ -157,3 +163,21 @@ def test_dlpack_moves():
     assert pageferry.move(Tensor(np.asarray(memory.words)), 1).complete
     assert memory.nodes() == {1: 256 * PAGE}
     memory.check()
+
+
+def test_the_live_view_finds_remote_memory_and_moves_it(away):
+    program = [sys.executable, "-m", "pageferry", "top", "--interval", "3", "--sort", "name"]
+    with Terminal(program, columns=90, lines=12) as top:  # emulated, a screen takes its time
+        line = r"!away +[\d.]+ MiB +[3-9]\d\.\d MiB"  # resident, remote
+        top.until(lambda: re.search(line, top.screen), "the process")
+        top.shows("NODE 1")
+        top.send("\x1b[B")
+        top.send("m")
+        top.shows(f"move !away ({away.pid}) to node:")
+        top.send("0\r")
+        top.shows("y/n")
+        top.send("y")
+        top.shows("to node 0: moved")
+        assert nodes_of(away.address, SIZE, away.pid) == {0: SIZE}
+        top.send("q")
+        assert top.ended() == 0
