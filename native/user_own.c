@@ -30,6 +30,8 @@ static struct slot {
 	uint64_t stack;
 	uint64_t thread;
 	struct lane *lane;
+	uint64_t block;		/* the lane's; copied, as the lane may be gone when others look */
+	uint64_t block_bytes;
 } slots[SLOTS];
 static uint32_t slots_used;	/* never shrinks */
 
@@ -99,8 +101,11 @@ int engine_join(struct lane *lane)
 			continue;
 		lane->watch = lane->side_watch = -1;
 		lane->slot = i;
-		slots[i].thread = (uint64_t)pthread_self();
+		/* Whoever looks at a slot that changes hands sees words of either, never half ones. */
+		__atomic_store_n(&slots[i].thread, (uint64_t)pthread_self(), __ATOMIC_RELAXED);
 		slots[i].lane = lane;
+		__atomic_store_n(&slots[i].block, lane->block, __ATOMIC_RELAXED);
+		__atomic_store_n(&slots[i].block_bytes, lane->block_bytes, __ATOMIC_RELAXED);
 		__atomic_store_n(&slots[i].stack, stack, __ATOMIC_RELEASE);
 		used = __atomic_load_n(&slots_used, __ATOMIC_RELAXED);
 		while (used <= i &&
@@ -153,14 +158,15 @@ bool engine_runs_on(uint64_t start, uint64_t bytes)
 
 	for (i = 0; i < used; i++) {
 		uint64_t stack = __atomic_load_n(&slots[i].stack, __ATOMIC_ACQUIRE);
+		uint64_t thread = __atomic_load_n(&slots[i].thread, __ATOMIC_RELAXED);
+		uint64_t block = __atomic_load_n(&slots[i].block, __ATOMIC_RELAXED);
+		uint64_t bytes_of = __atomic_load_n(&slots[i].block_bytes, __ATOMIC_RELAXED);
 
 		if (stack <= TAKEN)
 			continue;
 		if (meets(search.start, search.end, stack - STACK_BELOW, stack + STACK_ABOVE) ||
-		    meets(search.start, search.end, slots[i].thread - THREAD_BELOW,
-			  slots[i].thread + THREAD_ABOVE) ||
-		    meets(search.start, search.end, slots[i].lane->block,
-			  slots[i].lane->block + slots[i].lane->block_bytes))
+		    meets(search.start, search.end, thread - THREAD_BELOW, thread + THREAD_ABOVE) ||
+		    meets(search.start, search.end, block, block + bytes_of))
 			return true;
 	}
 	return dl_iterate_phdr(look_at_object, &search) != 0;

@@ -40,9 +40,8 @@ static void *write_on(void *arg)
 			CHECK(words[own] == round - 1);
 			words[own] = round;
 			if (own == 0) {
-				words[FIRST] = round;
-				atomic_thread_fence(memory_order_release);
-				words[SECOND] = round;
+				__atomic_store_n(&words[FIRST], round, __ATOMIC_RELAXED);
+				__atomic_store_n(&words[SECOND], round, __ATOMIC_RELEASE);
 			}
 		}
 		atomic_fetch_add(&increments, LINES);
@@ -59,11 +58,9 @@ static void *read_on(void *arg)
 	while (!atomic_load(&stop)) {
 		for (size_t line = 0; line < LINES; line++) {
 			volatile uint64_t *words = memory + line * 8;
-			uint64_t second = words[SECOND];
-			uint64_t first;
+			uint64_t second = __atomic_load_n(&words[SECOND], __ATOMIC_ACQUIRE);
+			uint64_t first = __atomic_load_n(&words[FIRST], __ATOMIC_RELAXED);
 
-			atomic_thread_fence(memory_order_acquire);
-			first = words[FIRST];
 			/* Written first, so it cannot be the older one; nor older than before. */
 			CHECK(first >= second);
 			CHECK(second >= seen[line]);
