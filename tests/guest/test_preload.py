@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from placement import HUGE, PAGE, Memory, Pinned, Script, nodes_of
+from placement import HUGE, PAGE, Memory, Pinned, Script
 
-from pageferry import flags, syscalls
+from pageferry import flags, locate, syscalls
 from pageferry._native import ffi, lib
 from pageferry.preload import Counters, environment
 from pageferry.syscalls import UNWRITTEN, get_mempolicy, mbind, migrate_pages, move_pages
@@ -29,7 +29,7 @@ from pageferry.syscalls import UNWRITTEN, get_mempolicy, mbind, migrate_pages, m
 SIZE = 16 << 20
 MOVE_MT = flags.MPOL_MF_MOVE | flags.MPOL_MF_MOVE_MT
 ROOT = Path(__file__).parents[2]
-ROUNDS = os.environ.get("PAGEFERRY_DIFFERENTIAL", "30")
+ROUNDS = os.environ.get("PAGEFERRY_DIFFERENTIAL", "40")
 
 
 def program(name: str) -> Path:
@@ -145,7 +145,7 @@ def test_another_process() -> None:
         pages = np.arange(address, address + SIZE, PAGE, dtype=np.uint64)
         answer = move_pages(child.pid, pages, 1, MOVE_MT, threads=2)
         assert answer.not_moved == 0 and set(answer.status) == {1}
-        assert nodes_of(address, SIZE, child.pid) == {1: SIZE}
+        assert locate(range(address, address + SIZE), pid=child.pid).on(1) == SIZE
         child.say()
         assert child.hear() == "whole"
 
@@ -206,7 +206,7 @@ def test_migratepages_becomes_parallel() -> None:
         assert done.returncode == 0, done.stderr
         counts = json.loads(done.stderr)
         assert counts["calls"] == 1 and counts["workers"] == 2 and counts["bytes"] >= SIZE
-        assert nodes_of(address, SIZE, child.pid) == {1: SIZE}
+        assert locate(range(address, address + SIZE), pid=child.pid).on(1) == SIZE
         child.say()
         assert child.hear() == "whole"
 
