@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "crew.h"
 #include "pages.h"
 #include "populate.h"
 
@@ -214,7 +215,7 @@ static void populate_slices(void *arg, uint32_t worker)
 	struct populating *populating = arg;
 
 	(void)worker;
-	while (!__atomic_load_n(&populating->error, __ATOMIC_RELAXED)) {
+	while (!__atomic_load_n(&populating->error, __ATOMIC_RELAXED) && crew_go_on()) {
 		uint64_t start = __atomic_fetch_add(&populating->next, populating->slice,
 						    __ATOMIC_RELAXED);
 		uint64_t bytes;

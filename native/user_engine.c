@@ -15,6 +15,7 @@
 #include "pages.h"
 #include "pool.h"
 #include "populate.h"
+#include "stalls.h"
 #include "user_engine.h"
 #include "userfault.h"
 
@@ -219,30 +220,14 @@ static void leave(const struct task *task, uint64_t address, uint64_t bytes, int
 	pthread_mutex_unlock(&task->running->lock);
 }
 
-static uint32_t stall_bucket(uint64_t us)
-{
-	uint32_t octave;
-
-	if (us < 4)
-		return (uint32_t)us;
-	octave = 63 - (uint32_t)__builtin_clzll(us);
-	octave = 4 * (octave - 1) + (uint32_t)(us >> (octave - 2) & 3);
-	return octave < PF_STALL_BUCKETS ? octave : PF_STALL_BUCKETS - 1;
-}
-
 static void note_stall(struct running *running, uint64_t bytes, uint64_t us)
 {
 	struct pf_user *user = running->user;
-	uint64_t longest = __atomic_load_n(&user->progress.stall_us_max, __ATOMIC_RELAXED);
 	uint64_t now = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
 	uint64_t limit = user->stall_us ? user->stall_us : STALL_US;
 
 	add(&user->progress.pieces, 1);
-	add(&user->progress.stalls[stall_bucket(us)], 1);
-	while (us > longest &&
-	       !__atomic_compare_exchange_n(&user->progress.stall_us_max, &longest, us, true,
-					    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-		;
+	stall_note(user->progress.stalls, &user->progress.stall_us_max, us);
 	/* A margin: the next one may meet a busy CPU. */
 	if (us * 2 > limit && bytes <= now)
 		now = bytes / 2;

@@ -621,6 +621,50 @@ struct pf_user {
  */
 PF_API int pf_user_run(struct pf_user *user);
 
+/* ---- Exchange: two ranges of this process swap their nodes ---------------------- */
+
+/* Present pages of both ranges: a + x is exchanged with b + x. Each in one mapping. */
+struct pf_exchange_pair {
+	uint64_t a;
+	uint64_t b;
+	uint64_t bytes;		/* whole base pages */
+};
+
+enum { PF_EXCHANGE_SAME = 1 };	/* also pages that are on one node, as PF_USER_AGAIN */
+
+/* Counters are of one side, and written as in pf_progress. */
+struct pf_exchange {
+	/* set by the caller */
+	const struct pf_exchange_pair *pairs;	/* no page may be in two of them */
+	uint64_t n_pairs;
+	const int32_t *cpus;		/* one for each thread, or NULL */
+	uint32_t threads;		/* caller included */
+	uint32_t poll_us;		/* 0: never */
+	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
+	void *poll_arg;
+	uint32_t flags;
+	/* written by the core */
+	uint32_t cancel;		/* any thread may set it */
+	int32_t error;			/* errno that stopped it, or 0 */
+	uint32_t workers;
+	uint64_t bytes_exchanged;
+	uint64_t bytes_same;		/* on one node before: left alone */
+	uint64_t bytes_gone;		/* freed meanwhile, on either side */
+	uint64_t bytes_skipped;		/* not tried: cancelled */
+	uint64_t refused[256];		/* bytes by errno, as in pf_user's left */
+	uint64_t pieces;
+	uint64_t stall_us_max;		/* longest time that an access may have waited */
+	uint64_t stalls[128];		/* as in pf_user_progress */
+};
+
+/*
+ * Pages of two ranges swap places, the bytes stay: private anonymous memory as
+ * pf_user_run() moves it by PF_USER_CHECKED, with the same guarantees. Works
+ * when both nodes are full, as it allocates no page. Huge pages stay huge where
+ * both ranges lie alike to their borders. Returns as pf_user_run().
+ */
+PF_API int pf_exchange_run(struct pf_exchange *exchange);
+
 /* cffi: end */
 
 #ifdef __cplusplus

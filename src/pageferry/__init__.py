@@ -20,6 +20,7 @@ from .errors import (
     RangeError,
     UnsupportedError,
 )
+from .exchange import ExchangeInterrupted, ExchangeResult, exchange
 from .flags import MigrateMode
 from .local import local_node, on_local_node
 from .locate import locate
@@ -36,6 +37,8 @@ __all__ = [
     "Bound",
     "CalibrationWarning",
     "CopyResult",
+    "ExchangeInterrupted",
+    "ExchangeResult",
     "Failure",
     "MigrateMode",
     "Migrated",
@@ -57,6 +60,7 @@ __all__ = [
     "bind",
     "copy",
     "empty",
+    "exchange",
     "full",
     "interleave",
     "local_node",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import threading
 import time
@@ -18,6 +17,7 @@ from .flags import MigrateMode
 from .limits import Limits
 from .pages import KINDS
 from .plan import Plan
+from .polling import polled
 from .process import HeldProcess
 from .report import STATUS, Failure
 from .syscalls import kernel_has_mt
@@ -186,13 +186,8 @@ class KernelRun:
         return code
 
     def _call(self, function: Callable[[], _T]) -> _T:
-        outer, _polling.run = _polling.run, self
-        _active.add(self)
-        try:
+        with polled(self):
             return function()
-        finally:
-            _active.discard(self)
-            _polling.run = outer
 
     def glance(self) -> Progress:
         """Return how far the move is. Takes no lock; any thread may call it."""
@@ -302,43 +297,6 @@ def _why_alone(threads: int, pace: Any) -> str | None:
         f"{pace.alone_rate / 1e9:.3g} GB/s: "
         + ("one thread went on" if pace.fell_back == 1 else f"so {pace.fell_back} times")
     )
-
-
-class _Polling(threading.local):
-    """The run whose ``poll`` the core calls on this thread."""
-
-    run: KernelRun | None = None
-
-
-_polling = _Polling()
-
-# Runs under way. A daemon thread must not poll when the interpreter is on its way out: taking the
-# GIL then ends the thread, and with it the stack that helpers still use.
-_active: set[KernelRun] = set()
-
-
-@atexit.register
-def _end_all() -> None:
-    for run in list(_active):
-        run.end()
-
-
-def _before_poll(exception: type[BaseException], value: BaseException, traceback: object) -> int:
-    # A signal that came while the core ran is handled before the callback's first statement.
-    if _polling.run is not None:
-        _polling.run.exception = value
-    return 1
-
-
-@ffi.def_extern(onerror=_before_poll)  # type: ignore[untyped-decorator]
-def pf_python_poll(argument: Any) -> int:
-    """Call ``KernelRun.poll`` from the core, on the thread that called ``run``."""
-    run: KernelRun = ffi.from_handle(argument)
-    try:
-        return int(run.poll())
-    except BaseException as exception:
-        run.exception = exception
-        return 1
 
 
 def locate_extents(

@@ -16,7 +16,8 @@ from . import procfs
 from ._native import ffi, lib
 from .errors import NotPermittedError, UnsupportedError
 from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, extents_bytes
-from .report import EnginePart, Stalls
+from .report import EnginePart
+from .stalls import stalls_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -292,26 +293,7 @@ class UserRun:
         counts["exact"] = counts["exact"] and not p.pages_unsampled
         counts["workers"] = max(counts["workers"], int(self._c.workers))
         counts["parts"] = tuple(parts)
-        counts["stalls"] = self._stalls() if p.pieces else None
-
-    def _stalls(self) -> Stalls:
-        p = self._c.progress
-        counts = np.array(list(p.stalls), np.int64)
-        total = np.cumsum(counts)
-
-        def quantile(share: float) -> float:
-            bucket = int(np.searchsorted(total, share * total[-1]))
-            return min(_bucket_end_us(bucket), int(p.stall_us_max)) / 1000
-
-        return Stalls(int(p.pieces), quantile(0.5), quantile(0.99), p.stall_us_max / 1000)
-
-
-def _bucket_end_us(bucket: int) -> int:
-    """Return the first stall, in microseconds, that is longer than those in a bucket."""
-    if bucket < 4:
-        return bucket + 1
-    octave, quarter = divmod(bucket, 4)
-    return (5 + quarter) << (octave - 1)
+        counts["stalls"] = stalls_of(list(p.stalls), int(p.stall_us_max)) if p.pieces else None
 
 
 def _fit_mappings(way: str) -> list[procfs.Mapping]:
