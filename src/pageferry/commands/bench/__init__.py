@@ -7,7 +7,7 @@ import argparse
 import importlib
 from typing import Any
 
-EXPERIMENTS = ("series", "call", "model", "matrix", "load", "stall", "preload", "copy")
+EXPERIMENTS = ("series", "call", "model", "matrix", "load", "stall", "preload", "copy", "engines")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
