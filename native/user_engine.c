@@ -62,6 +62,7 @@ struct running {
 	uint32_t base_shift;
 	uint32_t threads;
 	uint32_t full;		/* the target has no pages of this size any more */
+	uint32_t copy_method;	/* user itself may be in the piece that is away */
 	struct worker workers[];
 };
 
@@ -341,7 +342,7 @@ static void copy_span(const struct task *task, uint64_t to, uint64_t from, const
 {
 	pf_copy_pages((void *)(uintptr_t)(to + span->offset),
 		      (const void *)(uintptr_t)(from + span->offset), span->bytes,
-		      task->running->user->copy_method);
+		      task->running->copy_method);
 }
 
 /*
@@ -654,6 +655,7 @@ int pf_user_run(struct pf_user *user)
 	running->features = (uint32_t)features;
 	running->base_shift = base_shift;
 	running->threads = user->threads;
+	running->copy_method = user->copy_method;
 	running->piece_bytes = user->piece_bytes ? user->piece_bytes : PIECE_BYTES_FIRST;
 	if (running->piece_bytes > PIECE_BYTES_MAX)
 		running->piece_bytes = PIECE_BYTES_MAX;

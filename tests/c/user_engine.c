@@ -294,6 +294,27 @@ static void pool(bool huge)
 	CHECK(!munmap(memory, BYTES));
 }
 
+/* A heap that is moved may hold the very call: nothing of it is touched while a piece is away. */
+static void the_call_itself(uint32_t way)
+{
+	unsigned char *memory = memory_new(HUGE, false);
+	struct pf_extent *extent = (struct pf_extent *)(memory + PAGE);
+	struct pf_user *call = (struct pf_user *)(memory + 2 * PAGE);
+
+	fill(memory, HUGE, 6);
+	for (int round = 0; round < 4; round++) {
+		*extent = extent_of(memory, HUGE, false);
+		*call = user_call(nodes[round % n_nodes], way, 2, extent, 1,
+				  (struct pf_extent *)(memory + 16 * PAGE));
+		call->piece_bytes = round % 2 ? 64 << 10 : 0;
+		if (round > 1 && way_works(way, true))
+			call->flags |= PF_USER_NO_FILL;
+		CHECK(pf_user_run(call) == 0);
+		CHECK(call->progress.bytes_moved == HUGE);
+	}
+	CHECK(!munmap(memory, HUGE));
+}
+
 static void bad_calls(void)
 {
 	struct pf_user call = user_call(0, 4, 1, NULL, 0, left);
@@ -336,10 +357,12 @@ int main(void)
 			moves(way, huge, 3, 0);
 			if (!huge && way_works(way, true))
 				moves(way, huge, 2, PF_USER_NO_FILL);
-			if (huge)
+			if (huge) {
 				splits(way);
-			else
+			} else {
 				absent(way);
+				the_call_itself(way);
+			}
 		}
 	}
 	if (way_works(PF_USER_CHECKED, false)) {
