@@ -53,6 +53,8 @@ struct helper {
 		uint64_t at_ns;
 	} seen;
 	struct {		/* its own book: see crew_go_on() */
+		bool late;	/* got its CPU too late for this job */
+		uint64_t rest_ns;	/* had waited for one when it went to sleep */
 		uint64_t looked_us;
 		uint64_t run_ns;
 		uint64_t wait_ns;
@@ -61,8 +63,9 @@ struct helper {
 
 /*
  * For a worker between two pieces: shall it claim another? Always yes for the
- * caller. A helper leaves after it had to be lifted, and when it had to wait
- * for its CPU for a quarter of the time: others need the machine.
+ * caller. A helper leaves after it had to be lifted, when it had to wait for its
+ * CPU for a quarter of the time, and, before its first piece, when it got there
+ * late: others need the machine.
  */
 bool crew_go_on(void);
 

@@ -15,6 +15,7 @@
 enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
+	LATE_NS = 1000000,	/* an idle CPU is had in a tenth of that */
 	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
 	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
@@ -52,7 +53,20 @@ static void open_account(struct helper *self)
 {
 	self->own.looked_us = now_us();
 	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
-		self->own.run_ns = self->own.wait_ns = 0;
+		self->own.run_ns = self->own.wait_ns = self->own.rest_ns = 0;
+	/*
+	 * Beside a busy thread one at SCHED_IDLE gets a CPU after a tick, for a
+	 * tick, and then none for a second: no time to begin anything.
+	 */
+	self->own.late = self->yields && self->own.wait_ns > self->own.rest_ns + LATE_NS;
+}
+
+/* What it waits from here on is for being woken up. */
+static void note_rest(struct helper *self)
+{
+	uint64_t run_ns;
+
+	schedstat(&run_ns, &self->own.rest_ns);
 }
 
 bool crew_go_on(void)
@@ -62,7 +76,7 @@ bool crew_go_on(void)
 
 	if (!self)
 		return true;
-	if (__atomic_load_n(&self->lifted, __ATOMIC_RELAXED))
+	if (self->own.late || __atomic_load_n(&self->lifted, __ATOMIC_RELAXED))
 		return false;
 	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
 		return true;
@@ -101,6 +115,7 @@ static void *helper_main(void *arg)
 	current = self;
 	while ((state = state_of(self)) != HELPER_STOP) {
 		if (state != HELPER_OFFERED) {
+			note_rest(self);
 			futex_wait(&self->state, state, 0);
 			continue;
 		}

@@ -8,6 +8,8 @@
 #include "crew.h"
 #include "kernel_engine.h"
 
+#define FIRST_BYTES (1u << 20)
+
 static size_t pending_room(uint64_t capacity)
 {
 	struct pending *pending = NULL;
@@ -98,11 +100,23 @@ static bool move_batch(struct moving *moving, struct lists *lists, uint32_t work
 	return true;
 }
 
+/*
+ * A helper's first piece is small: that it got a CPU at once does not mean that
+ * it keeps it, and who takes it away should not wait for a large one.
+ */
+static uint64_t next_limit(const struct moving *moving, uint32_t worker, uint64_t pieces)
+{
+	uint64_t bytes = __atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED);
+
+	return worker && !pieces && bytes > FIRST_BYTES ? FIRST_BYTES : bytes;
+}
+
 static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
 	struct pf_move *move = moving->move;
 	struct pace *pace = &moving->pace;
+	uint64_t pieces = 0;
 	struct lists lists;
 
 	lists_place(&lists, moving, worker);
@@ -114,8 +128,7 @@ static void move_work(void *arg, uint32_t worker)
 			cursor_leave(&moving->cursor);
 			break;
 		}
-		if (!move_batch(moving, &lists, worker,
-				__atomic_load_n(&moving->batch_bytes, __ATOMIC_RELAXED)))
+		if (!move_batch(moving, &lists, worker, next_limit(moving, worker, pieces++)))
 			break;
 		if (!worker && pace_judge(pace, cursor_left(&moving->cursor)))
 			break;
