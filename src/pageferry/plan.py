@@ -148,6 +148,7 @@ def make_plan(
     seats = seats_near(machine, os.sched_getaffinity(0), near)
     link = known.link(source, node)
     reasons = [_WHY_KERNEL]
+    pinned = True
     if single:
         number = 1
         reasons.append("1 thread: single-threaded mode was asked for")
@@ -156,6 +157,7 @@ def make_plan(
         if pressure is not None and not multi:
             number, busy = pressure.threads(number)
             reason = f"{_threads(number)}, {busy}" if busy else reason
+            pinned = not busy
         reasons.append(reason)
     else:
         threads = int(threads)
@@ -163,7 +165,9 @@ def make_plan(
         limit = f", no more than there are pages ({count})" if number < threads else ""
         reasons.append(f"{_threads(number)}: asked for{limit}")
     cpus: tuple[int, ...] = ()
-    if number > 1 and seats.cpus:
+    if number > 1 and not pinned:
+        reasons.append("any CPU: the scheduler knows which are idle")
+    elif number > 1 and seats.cpus:
         cpus = tuple(seats.cpus[i % len(seats.cpus)] for i in range(number))
         first = f"node {near}'s first, " if near >= 0 else ""
         reasons.append(f"CPUs {_listed(cpus)}: allowed ones, {first}one per cache and core first")

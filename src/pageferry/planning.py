@@ -63,7 +63,7 @@ class Planning:
             self._plan = self._made({})
         return self._plan
 
-    def _made(self, pages: Mapping[int, int]) -> Plan:
+    def _made(self, pages: Mapping[int, int], now: Pressure | None = None) -> Plan:
         return make_plan(
             machine(),
             self._node,
@@ -71,7 +71,7 @@ class Planning:
             threads=self._threads,
             mode=self._mode,
             source=self._source,
-            pressure=_pressure(pages),
+            pressure=now,
         )
 
     @property
@@ -94,8 +94,8 @@ class Planning:
         new = size > self._largest
         if new:
             self._largest = size
-            self._plan = self._made(pages)
             now = _pressure(pages)
+            self._plan = self._made(pages, now)
             self._warning = now.warning if now else ""
         self._bytes += size
         self._seconds += self.plan.expected_seconds * (size / self._largest if size else 0.0)
@@ -113,7 +113,7 @@ def _pressure(pages: Mapping[int, int]) -> Pressure | None:
     """Look how busy the machine is, for a move that takes longer than the look."""
     if sum(size * count for size, count in pages.items()) < _WORTH_A_LOOK:
         return None
-    return pressure.recent()
+    return pressure.now()
 
 
 def _checked(plan: Plan, threads: int | str, mode: MigrateMode) -> Plan:

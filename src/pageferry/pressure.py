@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How busy the machine is, by the kernel's pressure stall information (PSI, Linux 4.20)."""
+"""How busy the machine is: pressure stall information (PSI, Linux 4.20), and who runs now."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 #: Share of the last ten seconds in which some task waited for a CPU, in percent: from here on half
@@ -16,6 +16,9 @@ CPU_ONE = 80.0
 MEMORY_SHORT = 5.0
 _FRESH_SECONDS = 1.0
 _LONGEST = 4096
+_LOOKS = 3
+_LOOK_SECONDS = 0.0005
+_LOADAVG = Path("/proc/loadavg")
 _ROOT = Path("/proc/pressure")
 
 
@@ -24,13 +27,19 @@ class Pressure:
     """Percentages of the last ten seconds; None where the kernel does not say.
 
     ``cpu_some``: some task waited for a CPU; ``memory_full``: all tasks waited for memory.
+    ``others`` are the tasks that have or want one of the ``cpus`` of the machine now.
     """
 
     cpu_some: float | None = None
     memory_full: float | None = None
+    others: int = 0
+    cpus: int = 0
 
     def threads(self, count: int) -> tuple[int, str]:
         """Return how many of ``count`` threads to use, and why fewer, or an empty text."""
+        idle = max(self.cpus - self.others, 1)
+        if self.others and count > idle:
+            return idle, f"not {count}: {self.others} other tasks run on {self.cpus} CPUs"
         if count < 2 or self.cpu_some is None or self.cpu_some < CPU_HALF:
             return count, ""
         fewer = 1 if self.cpu_some >= CPU_ONE else count // 2
@@ -58,6 +67,32 @@ def read(root: Path = _ROOT) -> Pressure:
 _last: tuple[float, Pressure] = (-_FRESH_SECONDS, Pressure())
 
 
+def others_running() -> int:
+    """Return how many tasks of the machine, this one left out, have or want a CPU now.
+
+    The least of three looks, half a millisecond apart, since some are over at once; nobody is
+    nobody at the first. 0 where the kernel does not say.
+    """
+    least = 1 << 30
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_LOOK_SECONDS)
+        try:
+            running = int(_text(_LOADAVG).split()[3].partition("/")[0]) - 1
+        except (OSError, ValueError, IndexError):
+            return 0
+        least = min(least, max(running, 0))
+        if not least:
+            break
+    return least
+
+
+def now() -> Pressure:
+    """Return ``recent`` and who runs now."""
+    cpus = os.cpu_count() or 1
+    return replace(recent(), others=others_running(), cpus=cpus)
+
+
 def recent() -> Pressure:
     """Return a reading that is at most a second old: the kernel renews it every two."""
     global _last
@@ -69,14 +104,17 @@ def recent() -> Pressure:
     return found
 
 
+def _text(path: Path) -> str:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _LONGEST).decode("ascii")
+    finally:
+        os.close(file)
+
+
 def _avg10(path: Path, which: str) -> float | None:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(file, _LONGEST).decode("ascii")
-        finally:
-            os.close(file)
-        for line in text.splitlines():
+        for line in _text(path).splitlines():
             word, *fields = line.split()
             if word == which:
                 value = float(dict(field.split("=", 1) for field in fields)["avg10"])

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_plan import CHEAP, sockets
 
 from pageferry import MigrateMode, pressure
 from pageferry.plan import make_plan
@@ -119,3 +121,42 @@ def test_short_memory_is_said() -> None:
     assert Pressure(memory_full=0.5).warning == Pressure().warning == ""
     plan = make_plan(topology(), 0, {4096: 512}, pressure=Pressure(memory_full=20.0))
     assert any("memory is short" in reason for reason in plan.reasons)
+
+
+def test_who_runs_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # what keeps other tests calm
+    assert 0 <= pressure.others_running() < 1 << 22
+    for text, others in (
+        ("0.10 0.20 0.30 3/123 456\n", 2),
+        ("0.10 0.20 0.30 1/123 456\n", 0),
+        ("0.10 0.20 0.30 0/123 456\n", 0),
+        ("0.10 0.20 0.30", 0),
+        ("a b c d/e f", 0),
+    ):
+        (tmp_path / "loadavg").write_text(text)
+        monkeypatch.setattr(pressure, "_LOADAVG", tmp_path / "loadavg")
+        assert pressure.others_running() == others
+    monkeypatch.setattr(pressure, "_LOADAVG", tmp_path / "none")
+    assert pressure.others_running() == 0
+    assert pressure.now().cpus == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("others", "cpus", "count", "fewer"),
+    [(0, 8, 8, 8), (1, 8, 8, 7), (4, 8, 3, 3), (8, 8, 8, 1), (50, 8, 8, 1), (1, 2, 2, 1)],
+)
+def test_as_many_threads_as_idle_cpus(others: int, cpus: int, count: int, fewer: int) -> None:
+    number, reason = Pressure(others=others, cpus=cpus).threads(count)
+    assert number == fewer and bool(reason) == (fewer < count)
+
+
+def test_a_partly_busy_machine_leaves_the_cpus_to_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4096)))
+    pages = {4096: 1 << 20}
+    calm = make_plan(sockets(), 0, pages, calibration=CHEAP)
+    assert calm.threads > 2 and calm.cpus
+    now = Pressure(others=1, cpus=calm.threads)
+    busy = make_plan(sockets(), 0, pages, calibration=CHEAP, pressure=now)
+    assert busy.threads == calm.threads - 1 and not busy.cpus
