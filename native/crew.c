@@ -30,8 +30,6 @@ static struct {
 	uid_t probed_as;
 } crew = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-
 static void fork_prepare(void)
 {
 	pthread_mutex_lock(&crew.lock);
@@ -69,7 +67,11 @@ static void fork_child(void)
 	pthread_mutex_unlock(&crew.lock);
 }
 
-static void register_fork(void)
+/*
+ * Before the handlers of the engines, so that a fork takes this lock after
+ * theirs: while they wait for helpers to finish, these may have to be lifted.
+ */
+__attribute__((constructor(200))) static void register_fork(void)
 {
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
 }
@@ -308,7 +310,6 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 		work(arg, 0);
 		return 1;
 	}
-	pthread_once(&fork_once, register_fork);
 	job.policy = policy_of_caller();
 	waiting.invited = invite(&job, threads, cpus);
 
