@@ -19,7 +19,7 @@
 enum {
 	SLOTS = 1024,
 	STACK_BELOW = 128 << 10,	/* more than the engine uses */
-	STACK_ABOVE = 16 << 10,
+	STACK_ABOVE = 64 << 10,	/* frames are large with sanitizers */
 	THREAD_BELOW = 16 << 10,	/* of thread-local variables, below the thread itself */
 	THREAD_ABOVE = 8 << 10,
 };
