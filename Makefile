@@ -8,13 +8,14 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man clean help test-kernel
+	man clean help test-kernel test-stress
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
 	@echo "make test    all tests, on this machine and in lab guests"
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
+	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make man     the manual page"
@@ -38,6 +39,16 @@ test-kernel: build
 # Both build what they run themselves, in build-* folders.
 test-arch:
 	scripts/test_arch
+
+INCREMENTS := 1000000000
+
+test-stress: build lab
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c '\
+		{ test -d build-stress || meson setup build-stress -Dbuild_tests=true; } && \
+		ninja -C build-stress tests/c/test-user_stress'
+	build-stress/tests/c/test-user_stress $(INCREMENTS)
+	$(BIN)/pageferry lab run --topology two-node --memory 512M --cpus 2 --timeout 3000 -- \
+		$(CURDIR)/build-stress/tests/c/test-user_stress $(INCREMENTS)
 
 test-sanitize: setup
 	scripts/test_sanitize

@@ -158,17 +158,17 @@ static void exchange_taken(struct exchanger *own, uint64_t bytes)
 		for (i = 0; i < SIDES; i++)
 			has[i] = span_at(taken[i], counts[i], offset, &end) != NULL;
 		if (has[0] && has[1]) {
-			swap_bytes(lanes[0].piece.side + offset, lanes[1].piece.side + offset,
+			swap_bytes(lanes[0].piece.side.start + offset, lanes[1].piece.side.start + offset,
 				   end - offset);
-			done = put(&lanes[0], lanes[1].piece.side, offset, end - offset);
+			done = put(&lanes[0], lanes[1].piece.side.start, offset, end - offset);
 			own->bytes_exchanged += done;
 			own->bytes_gone += end - offset - done;
-			put(&lanes[1], lanes[0].piece.side, offset, end - offset);
+			put(&lanes[1], lanes[0].piece.side.start, offset, end - offset);
 			continue;
 		}
 		for (i = 0; i < SIDES; i++)
 			if (has[i])
-				put(&lanes[i], lanes[i].piece.side, offset, end - offset);
+				put(&lanes[i], lanes[i].piece.side.start, offset, end - offset);
 	}
 }
 

@@ -209,7 +209,9 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 	/* A fork in between would leave the child this much address space, empty. */
 	pthread_mutex_lock(&pool.lock);
 	shelf = make_shelf(node, shift);
-	start = shelf ? pf_map(bytes, shift, 0) : -ENOMEM;
+	/* Page tables of its own, where it fills any: the user engine wants that. */
+	start = shelf ? pf_map(bytes, shift < 21 && bytes % (2 << 20) == 0 ? 21 : shift, 0)
+		      : -ENOMEM;
 	if (start > 0 && madvise((void *)(uintptr_t)start, bytes, MADV_DONTFORK)) {
 		pf_unmap((uint64_t)start, bytes);
 		start = -ENOMEM;

@@ -78,13 +78,6 @@ int64_t pf_map(uint64_t bytes, uint32_t shift, uint32_t flags)
 	return (int64_t)first;
 }
 
-void *map_aligned(size_t bytes, uint32_t shift)
-{
-	int64_t start = pf_map(bytes, shift, 0);
-
-	return start < 0 ? NULL : (void *)(uintptr_t)start;
-}
-
 int pf_unmap(uint64_t start, uint64_t bytes)
 {
 	return munmap((void *)(uintptr_t)start, bytes) ? -errno : 0;

@@ -260,17 +260,18 @@ static uint64_t ask(const struct task *task, uint64_t stride, int32_t *nodes)
 	return query_nodes(0, count, worker->addresses, nodes) ? 0 : count;
 }
 
-/* After UFFDIO_COPY: has the target really had room? The pages that are elsewhere are left. */
-static uint64_t bytes_astray(const struct task *task)
+/* Has the target really had room for the pages of a span? Those elsewhere are left. */
+static uint64_t span_astray(const struct task *task, const struct span *span)
 {
 	struct worker *worker = task->worker;
-	int32_t *nodes = worker->answers;
 	int32_t target = task->running->user->target;
-	uint64_t size = 1ull << task->running->base_shift;
+	int32_t *nodes = worker->answers;
 	struct task base = *task;
 	uint64_t astray = 0;
 	uint64_t count, i;
 
+	base.address += span->offset;
+	base.bytes = span->bytes;
 	base.shift = task->running->base_shift;
 	base.kind = PF_PAGE_BASE;
 	count = ask(&base, SAMPLE_STRIDE, nodes);
@@ -284,26 +285,53 @@ static uint64_t bytes_astray(const struct task *task)
 	for (i = 0; i < count; i++) {
 		if (nodes[i] < 0 || nodes[i] == target)
 			continue;
-		leave(&base, worker->addresses[i], size, ENOMEM);
-		astray += size;
+		leave(&base, worker->addresses[i], task->worker->lane.page, ENOMEM);
+		astray += task->worker->lane.page;
 	}
+	return astray;
+}
+
+/* After UFFDIO_COPY. */
+static uint64_t bytes_astray(const struct task *task)
+{
+	const struct piece *piece = &task->worker->lane.piece;
+	uint64_t astray = 0;
+	uint32_t i;
+
+	for (i = 0; i < piece->n_spans; i++)
+		astray += span_astray(task, &piece->spans[i]);
 	return astray;
 }
 
 /* ---- Pages to copy into ------------------------------------------------------------------ */
 
 struct fresh {
-	uint64_t start;		/* 0: UFFDIO_COPY makes them */
+	struct apart at;	/* start 0: UFFDIO_COPY makes them */
 	bool pooled;
 	uint32_t shift;
 };
+
+/* Page tables of its own, as map_apart() has them, or nothing. */
+static void *from_pool(const struct task *task, uint32_t shift)
+{
+	int32_t node = task->running->user->target;
+	void *memory;
+
+	if (task->bytes % HUGE_BYTES)
+		return NULL;
+	memory = pool_take(node, shift, task->bytes);
+	if (memory && (uintptr_t)memory % HUGE_BYTES) {
+		pool_give(node, shift, memory, task->bytes);
+		return NULL;
+	}
+	return memory;
+}
 
 /* 0 or -errno. */
 static int find_fresh(const struct task *task, struct fresh *fresh)
 {
 	const struct running *running = task->running;
 	const struct pf_user *user = running->user;
-	void *memory;
 	int error;
 
 	*fresh = (struct fresh){ .shift = user->page_shift ? user->page_shift : task->shift };
@@ -313,26 +341,25 @@ static int find_fresh(const struct task *task, struct fresh *fresh)
 	if (!(running->features & PF_USER_HAS_MOVE))
 		return fresh->shift == running->base_shift && thread_decides(task->address) ?
 			0 : -EOPNOTSUPP;
-	memory = pool_take(user->target, fresh->shift, task->bytes);
-	fresh->pooled = memory != NULL;
-	if (!memory) {
-		if (__atomic_load_n(&running->full, __ATOMIC_RELAXED))
-			return -ENOMEM;
-		if (fresh->shift == running->base_shift && user->way != PF_USER_PROTECT &&
-		    !(user->flags & PF_USER_NO_FILL) && thread_decides(task->address))
-			return 0;
-		memory = map_aligned(task->bytes, fresh->shift);
-		if (!memory)
-			return -ENOMEM;
-		madvise(memory, task->bytes, MADV_DONTFORK);
-		error = pf_populate((uintptr_t)memory, task->bytes, user->target, fresh->shift, 0,
-				    1, NULL);
-		if (error < 0) {
-			munmap(memory, task->bytes);
-			return error;
-		}
+	fresh->at.start = (uintptr_t)from_pool(task, fresh->shift);
+	fresh->at.map = fresh->at.start;
+	fresh->at.map_bytes = task->bytes;
+	fresh->pooled = fresh->at.start != 0;
+	if (fresh->pooled)
+		return 0;
+	if (__atomic_load_n(&running->full, __ATOMIC_RELAXED))
+		return -ENOMEM;
+	if (fresh->shift == running->base_shift && user->way != PF_USER_PROTECT &&
+	    !(user->flags & PF_USER_NO_FILL) && thread_decides(task->address))
+		return 0;
+	error = map_apart(task->bytes, 0, &fresh->at);
+	if (error)
+		return error;
+	error = pf_populate(fresh->at.start, task->bytes, user->target, fresh->shift, 0, 1, NULL);
+	if (error < 0) {
+		munmap((void *)(uintptr_t)fresh->at.map, fresh->at.map_bytes);
+		return error;
 	}
-	fresh->start = (uintptr_t)memory;
 	return 0;
 }
 
@@ -367,15 +394,15 @@ static int pass(const struct task *task, const struct fresh *fresh, uint64_t *us
 	begun = now_us();
 	error = piece_begin(lane, task->address, task->bytes, task->shift);
 	if (!error) {
-		if (lane->way == PF_USER_PROTECT && fresh->start)
-			copy_span(task, fresh->start, task->address, &all);
+		if (lane->way == PF_USER_PROTECT && fresh->at.start)
+			copy_span(task, fresh->at.start, task->address, &all);
 		piece_take(lane);
-		if (!fresh->start) {
+		if (!fresh->at.start) {
 			error = piece_fill(lane);
 		} else {
 			for (i = 0; i < piece->n_spans && lane->way != PF_USER_PROTECT; i++)
-				copy_span(task, fresh->start, piece->side, &piece->spans[i]);
-			piece_put(lane, fresh->start);
+				copy_span(task, fresh->at.start, piece->side.start, &piece->spans[i]);
+			piece_put(lane, fresh->at.start);
 		}
 		piece_end(lane);
 	} else {
@@ -393,9 +420,13 @@ static void part_with_old(const struct task *task)
 {
 	struct piece *piece = &task->worker->lane.piece;
 
-	/* A mapping that came by mremap() has whatever flags the piece has. */
+	/*
+	 * A mapping that came by mremap() has whatever flags the piece has, and
+	 * a part of a page table is of no use: see from_pool().
+	 */
 	if (task->source < 0 || task->running->user->way != PF_USER_CHECKED ||
-	    piece->n_spans != 1 || piece->spans[0].bytes != piece->bytes ||
+	    (piece->address | piece->bytes) % HUGE_BYTES || piece->n_spans != 1 ||
+	    piece->spans[0].bytes != piece->bytes ||
 	    piece->bytes_put != piece->bytes) {
 		piece_free(&task->worker->lane);
 		return;
@@ -407,8 +438,8 @@ static void count_piece(const struct task *task, const struct fresh *fresh)
 {
 	struct pf_user_progress *p = &task->running->user->progress;
 	const struct piece *piece = &task->worker->lane.piece;
-	uint64_t astray = fresh->start ? 0 : bytes_astray(task);
-	uint64_t moved = piece->bytes_put - astray;
+	uint64_t astray = fresh->at.start ? 0 : bytes_astray(task);
+	uint64_t moved = piece->bytes_put > astray ? piece->bytes_put - astray : 0;
 	uint64_t size = 1ull << fresh->shift;
 	uint32_t i;
 
@@ -416,7 +447,7 @@ static void count_piece(const struct task *task, const struct fresh *fresh)
 	add(&p->bytes_gone, piece->bytes_taken - piece->bytes_put);
 	add(&p->pages_moved[fresh->shift == task->running->base_shift ? PF_PAGE_BASE : PF_PAGE_THP],
 	    moved / size);
-	add(fresh->start ? (fresh->pooled ? &p->bytes_pooled : &(uint64_t){ 0 }) : &p->bytes_filled,
+	add(fresh->at.start ? (fresh->pooled ? &p->bytes_pooled : &(uint64_t){ 0 }) : &p->bytes_filled,
 	    moved);
 	for (i = 0; i < piece->n_left; i++) {
 		const struct span *span = &piece->left[i];
@@ -454,12 +485,12 @@ static void move_piece(const struct task *task)
 		part_with_old(task);
 	else if (!error || lane->piece.n_spans)
 		piece_free(lane);
-	if (fresh.start) {
+	if (fresh.at.start) {
 		if (fresh.pooled && !lane->piece.n_spans)
 			pool_give(task->running->user->target, fresh.shift,
-				  (void *)(uintptr_t)fresh.start, task->bytes);
+				  (void *)(uintptr_t)fresh.at.start, task->bytes);
 		else
-			munmap((void *)(uintptr_t)fresh.start, task->bytes);
+			munmap((void *)(uintptr_t)fresh.at.map, fresh.at.map_bytes);
 	}
 }
 

@@ -47,6 +47,13 @@ struct place {
 	bool dropped;		/* madvise(MADV_DONTNEED): nothing is to come back */
 };
 
+/* A mapping with page tables of its own: see user_piece.c. munmap() it whole. */
+struct apart {
+	uint64_t start;
+	uint64_t map;
+	uint64_t map_bytes;
+};
+
 struct piece {
 	uint64_t address;
 	uint64_t bytes;
@@ -56,9 +63,7 @@ struct piece {
 	uint32_t n_places;
 	uint64_t bytes_taken;
 	uint64_t bytes_put;
-	uint64_t side;		/* what was at address + x is at side + x */
-	uint64_t side_map;
-	uint64_t side_map_bytes;
+	struct apart side;	/* what was at address + x is at side.start + x */
 	struct span spans[PIECE_SPANS];		/* taken */
 	struct span left[PIECE_SPANS];		/* not taken */
 	struct place places[PIECE_PLACES];
@@ -81,6 +86,9 @@ struct lane {
 
 int lane_open(struct lane *lane, uint32_t way, uint32_t features);
 void lane_close(struct lane *lane);
+
+/* Anonymous, MADV_DONTFORK, congruent to like modulo HUGE_BYTES. 0 or -errno. */
+int map_apart(uint64_t bytes, uint64_t like, struct apart *apart);
 
 /* 0, or -errno: then nothing has changed. At most PIECE_BYTES_MAX. */
 int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t shift);

@@ -21,6 +21,13 @@
  * ways take base pages with mremap(2), which would send such a message to the
  * very thread that calls it, so there nobody may do that meanwhile.
  *
+ * mremap(2) locks two page tables, one after the other, and relies on the mmap
+ * lock to be alone in that. UFFDIO_MOVE locks two as well and does not take
+ * that lock, so the two can lock up CPUs for good when they have both tables in
+ * common (seen on Linux 6.12). A page table spans 2 MiB of addresses, so the
+ * mappings that pages are taken to and from share that much with nobody:
+ * map_apart().
+ *
  * One gap cannot be closed from user space: UFFDIO_MOVE does not check that the
  * mapping it takes pages *from* is the one that was registered. A thread that
  * unmaps the piece while another maps and fills the same addresses, both in
@@ -107,10 +114,9 @@ void lane_close(struct lane *lane)
 	lane->watch = lane->side_watch = -1;
 }
 
-/* Room for the old pages, congruent to the piece so that page tables go over whole. */
-static int side_map(struct piece *piece)
+int map_apart(uint64_t bytes, uint64_t like, struct apart *apart)
 {
-	uint64_t room = piece->bytes + HUGE_BYTES;
+	uint64_t room = bytes + 3 * HUGE_BYTES;
 	void *memory = mmap(NULL, room, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -118,9 +124,9 @@ static int side_map(struct piece *piece)
 		return -errno;
 	/* Best effort: forks wait for the engine, and only a raw clone would see it. */
 	madvise(memory, room, MADV_DONTFORK);
-	piece->side_map = (uintptr_t)memory;
-	piece->side_map_bytes = room;
-	piece->side = piece->side_map + ((piece->address - piece->side_map) & (HUGE_BYTES - 1));
+	apart->map = (uintptr_t)memory;
+	apart->map_bytes = room;
+	apart->start = apart->map + HUGE_BYTES - apart->map % HUGE_BYTES + like % HUGE_BYTES;
 	return 0;
 }
 
@@ -254,11 +260,11 @@ int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t sh
 	piece->bytes_taken = piece->bytes_put = 0;
 	piece->n_places = 1;
 	piece->places[0] = (struct place){ .bytes = bytes, .address = address };
-	error = side_map(piece);
+	error = map_apart(bytes, address, &piece->side);
 	if (error)
 		return error;
 	if (!taken_by_remap(lane))
-		error = userfault_register(lane->side_watch, piece->side_map, piece->side_map_bytes,
+		error = userfault_register(lane->side_watch, piece->side.map, piece->side.map_bytes,
 					   UFFDIO_REGISTER_MODE_MISSING);
 	if (!error)
 		error = userfault_register(lane->watch, address, bytes, mode);
@@ -304,7 +310,7 @@ static void take_by_move(struct lane *lane)
 
 	while (offset < piece->bytes) {
 		int error;
-		uint64_t done = userfault_move(lane->side_watch, piece->side + offset,
+		uint64_t done = userfault_move(lane->side_watch, piece->side.start + offset,
 					       piece->address + offset, piece->bytes - offset,
 					       &error);
 
@@ -354,13 +360,13 @@ static void take_by_remap(struct lane *lane)
 
 		if (mremap(at(piece->address + offset), bytes, bytes,
 			   MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
-			   at(piece->side + offset)) == MAP_FAILED)
+			   at(piece->side.start + offset)) == MAP_FAILED)
 			note_left(piece, offset, bytes, errno);
 		else
 			note_taken(piece, offset, bytes);
 		offset += bytes;
 	}
-	madvise(at(piece->side_map), piece->side_map_bytes, MADV_DONTFORK);
+	madvise(at(piece->side.map), piece->side.map_bytes, MADV_DONTFORK);
 }
 
 void piece_take(struct lane *lane)
@@ -482,15 +488,15 @@ int piece_fill(struct lane *lane)
 		const struct span *span = &piece->spans[i];
 		int error;
 		uint64_t done = userfault_copy(lane->watch, piece->address + span->offset,
-					       piece->side + span->offset, span->bytes, &error);
+					       piece->side.start + span->offset, span->bytes, &error);
 		struct span rest = { .offset = span->offset + done, .bytes = span->bytes - done };
 
 		piece->bytes_put += done;
 		if (rest.bytes && (lane->features & PF_USER_HAS_MOVE) && error == ENOMEM) {
 			/* Put the old pages back, this rest and all that follow. */
-			put_span(lane, &rest, piece->side);
+			put_span(lane, &rest, piece->side.start);
 			while (++i < piece->n_spans)
-				put_span(lane, &piece->spans[i], piece->side);
+				put_span(lane, &piece->spans[i], piece->side.start);
 			return -ENOMEM;
 		}
 		while (rest.bytes) {	/* changed by another thread: step by step */
@@ -502,7 +508,7 @@ int piece_fill(struct lane *lane)
 			if (bytes > in_place)
 				bytes = in_place;
 			if (!place->dropped) {
-				error = fill_span(lane, target, piece->side + rest.offset, bytes,
+				error = fill_span(lane, target, piece->side.start + rest.offset, bytes,
 						  &done);
 				if (error == EAGAIN) {
 					if (!hear(lane))
@@ -510,7 +516,7 @@ int piece_fill(struct lane *lane)
 					continue;
 				}
 				if (error && bytes > lane->page) {
-					error = fill_span(lane, target, piece->side + rest.offset,
+					error = fill_span(lane, target, piece->side.start + rest.offset,
 							  lane->page, &done);
 					bytes = lane->page;
 				}
@@ -553,25 +559,25 @@ void piece_end(struct lane *lane)
 
 void piece_free(struct lane *lane)
 {
-	munmap(at(lane->piece.side_map), lane->piece.side_map_bytes);
+	munmap(at(lane->piece.side.map), lane->piece.side.map_bytes);
 }
 
 void piece_give(struct lane *lane, int32_t node)
 {
 	struct piece *piece = &lane->piece;
-	uint64_t end = piece->side + piece->bytes;
-	uint64_t map_end = piece->side_map + piece->side_map_bytes;
+	uint64_t end = piece->side.start + piece->bytes;
+	uint64_t map_end = piece->side.map + piece->side.map_bytes;
 
-	if (userfault_unregister(lane->side_watch, piece->side_map, piece->side_map_bytes)) {
+	if (userfault_unregister(lane->side_watch, piece->side.map, piece->side.map_bytes)) {
 		piece_free(lane);
 		return;
 	}
-	if (piece->side > piece->side_map)
-		munmap(at(piece->side_map), piece->side - piece->side_map);
+	if (piece->side.start > piece->side.map)
+		munmap(at(piece->side.map), piece->side.start - piece->side.map);
 	if (map_end > end)
 		munmap(at(end), map_end - end);
-	pf_prefer_node(piece->side, piece->bytes, node);
-	madvise(at(piece->side), piece->bytes,
+	pf_prefer_node(piece->side.start, piece->bytes, node);
+	madvise(at(piece->side.start), piece->bytes,
 		1ull << piece->shift == lane->page ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
-	pool_give(node, piece->shift, at(piece->side), piece->bytes);
+	pool_give(node, piece->shift, at(piece->side.start), piece->bytes);
 }

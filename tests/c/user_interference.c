@@ -4,6 +4,7 @@
  * read and write files, protect, unmap, remap and empty parts of it, signals
  * arrive, the moving thread is cancelled. Nothing hangs, and every byte is
  * where it belongs.
+ * Usage: user_interference [ROUNDS], by default 16 of each.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -16,7 +17,9 @@
 
 #include "user_memory.h"
 
-enum { BYTES = 6 << 20, PART = 1 << 20, ROUNDS = 16 };
+enum { BYTES = 6 << 20, PART = 1 << 20 };
+
+static unsigned int rounds = 16;
 
 static int nodes[2];
 static int n_nodes;
@@ -82,23 +85,23 @@ static void forks(uint32_t way, bool huge)
 
 	fill(memory, BYTES, 1);
 	mover_start(&mover, way, huge, memory);
-	for (int i = 0; i < ROUNDS; i++) {
+	for (unsigned int i = 0; i < rounds; i++) {
 		pid_t child = fork();
 		int status;
 
 		CHECK(child >= 0);
 		if (!child) {
-			check_fill(memory, BYTES, (unsigned int)i + 1);
+			check_fill(memory, BYTES, i + 1);
 			_exit(0);
 		}
 		/* New bytes make the pages the parent's own again, one by one. */
-		fill(memory, BYTES, (unsigned int)i + 2);
+		fill(memory, BYTES, i + 2);
 		CHECK(waitpid(child, &status, 0) == child);
 		CHECK(WIFEXITED(status) && !WEXITSTATUS(status));
-		check_fill(memory, BYTES, (unsigned int)i + 2);
+		check_fill(memory, BYTES, i + 2);
 	}
 	mover_stop(&mover);
-	check_fill(memory, BYTES, ROUNDS + 1);
+	check_fill(memory, BYTES, rounds + 1);
 	CHECK(!munmap(memory, BYTES));
 }
 
@@ -134,7 +137,7 @@ static void kernel_copies(uint32_t way, bool huge, bool sockets)
 	memset(to, 0xff, BYTES);
 	mover_start(&movers[0], way, huge, from);
 	mover_start(&movers[1], way, huge, to);
-	for (int i = 0; i < 8; i++) {
+	for (unsigned int i = 0; i < rounds / 2; i++) {
 		struct sender sender = { .bytes = from, .socket = sockets };
 		pthread_t thread;
 		size_t got = 0;
@@ -152,7 +155,7 @@ static void kernel_copies(uint32_t way, bool huge, bool sockets)
 		}
 		pthread_join(thread, NULL);
 		check_fill(to, BYTES, 2);
-		memset(to, i, BYTES);
+		memset(to, (int)i, BYTES);
 		close(fds[0]);
 		close(fds[1]);
 	}
@@ -170,7 +173,7 @@ static void protects(bool huge)
 
 	fill(memory, BYTES, 3);
 	mover_start(&mover, PF_USER_CHECKED, huge, memory);
-	for (size_t i = 0; i < 4 * ROUNDS; i++) {
+	for (size_t i = 0; i < 4 * rounds; i++) {
 		unsigned char *part = memory + i * 5 * PAGE % (BYTES - PART);
 
 		CHECK(!mprotect(part, PART, i % 2 ? PROT_NONE : PROT_READ));
@@ -188,7 +191,7 @@ static void protects(bool huge)
 
 static void unmaps(bool huge)
 {
-	for (size_t i = 0; i < ROUNDS / 4; i++) {
+	for (size_t i = 0; i < rounds / 2; i++) {
 		unsigned char *memory = memory_new(BYTES, huge);
 		size_t cut = HUGE + i * 3 * PAGE;
 		struct mover mover;
@@ -218,7 +221,7 @@ static void remaps(bool huge)
 
 	fill(memory, BYTES, 5);
 	mover_start(&mover, PF_USER_CHECKED, huge, memory);
-	for (size_t i = 0; i < 20 * ROUNDS; i++) {
+	for (size_t i = 0; i < 20 * rounds; i++) {
 		size_t at = i * 37 * PAGE % BYTES;
 
 		CHECK(mremap(memory + at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other + at) ==
@@ -247,7 +250,7 @@ static void empties(bool huge)
 
 	fill(memory, BYTES, 6);
 	mover_start(&mover, PF_USER_CHECKED, huge, memory);
-	for (size_t i = 0; i < 4 * ROUNDS; i++) {
+	for (size_t i = 0; i < 4 * rounds; i++) {
 		size_t at = i * 5 * PAGE % (BYTES - PART);
 
 		if (huge)
@@ -286,7 +289,7 @@ static void signalled(uint32_t way, bool huge)
 	atomic_store(&signals, 0);
 	CHECK(!sigaction(SIGUSR1, &action, NULL));
 	mover_start(&mover, way, huge, handled);
-	for (; sent < 10 * ROUNDS; sent++) {
+	for (; sent < 10 * rounds; sent++) {
 		CHECK(!pthread_kill(mover.thread, SIGUSR1));
 		while (atomic_load(&signals) <= sent)
 			sched_yield();
@@ -316,7 +319,7 @@ static void *write_rounds(void *arg)
 /* Cancelled at any moment, and asked to end: the range is whole and nobody waits. */
 static void cancelled(uint32_t way, bool huge)
 {
-	for (int i = 0; i < ROUNDS / 4; i++) {
+	for (unsigned int i = 0; i < rounds / 2; i++) {
 		unsigned char *memory = memory_new(BYTES, huge);
 		struct mover mover;
 		pthread_t writer;
@@ -351,12 +354,14 @@ static void together(bool huge)
 	CHECK(!munmap(memory, BYTES));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	alarm(170);
+	if (argc > 1)
+		rounds = (unsigned int)atoi(argv[1]);
 	n_nodes = memory_nodes(nodes, 2);
 	for (int huge = 0; huge <= thp; huge++) {
 		for (uint32_t way = PF_USER_CHECKED; way <= PF_USER_PROTECT; way++) {
