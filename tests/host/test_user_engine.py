@@ -16,9 +16,10 @@ import pageferry
 from pageferry import plan, procfs, user_engine
 from pageferry.nodes import machine
 from pageferry.pages import BASE, EXTENT, HUGETLB, THP, extents_bytes
+from pageferry.stalls import _end_us
 from pageferry.survey import Survey
 from pageferry.target import resolve
-from pageferry.user_engine import Rates, UserRun, _bucket_end_us, _cut, _split
+from pageferry.user_engine import Rates, UserRun, _cut, _split
 
 SIZE = 8 << 20
 NODE = next(node.id for node in machine().nodes if node.has_memory)
@@ -251,7 +252,7 @@ def test_splitting_keeps_every_page() -> None:
 
 
 def test_buckets_of_stalls_are_a_quarter_of_an_octave() -> None:
-    ends = [_bucket_end_us(bucket) for bucket in range(40)]
+    ends = [_end_us(bucket) for bucket in range(40)]
     assert ends == sorted(set(ends))
     assert ends[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
 
