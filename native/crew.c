@@ -54,6 +54,7 @@ static void fork_child(void)
 		if (helper->taken) {
 			helper->state = HELPER_DONE;
 			helper->lifted = 0;
+			helper->yields = false;	/* its thread is the parent's: let it be */
 		} else {
 			free(helper);
 		}

@@ -145,7 +145,7 @@ static int move_together(struct moving *moving, uint32_t threads)
 	uint64_t probe = pace_probe(pace, cursor_left(&moving->cursor));
 	int workers, most = 0;
 
-	if (probe) {
+	if (probe && !move_stopped(move)) {
 		struct lists lists;
 
 		lists_place(&lists, moving, 0);

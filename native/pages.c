@@ -72,7 +72,7 @@ void cursor_destroy(struct cursor *cursor)
 }
 
 /* The last extent that begins at or before this page; not an empty one. */
-static uint64_t extent_of(const struct cursor *cursor, uint64_t page)
+uint64_t cursor_extent(const struct cursor *cursor, uint64_t page)
 {
 	uint64_t low = 0, high = cursor->n_extents;
 
@@ -87,20 +87,20 @@ static uint64_t extent_of(const struct cursor *cursor, uint64_t page)
 	return low;
 }
 
-static uint64_t bytes_left(const struct cursor *cursor, uint64_t at)
+uint64_t cursor_bytes_from(const struct cursor *cursor, uint64_t at)
 {
 	uint64_t extent;
 
 	if (at >= cursor->pages)
 		return 0;
-	extent = extent_of(cursor, at);
+	extent = cursor_extent(cursor, at);
 	return cursor->bytes - cursor->bytes_before[extent] -
 	       ((at - cursor->pages_before[extent]) << cursor->extents[extent].shift);
 }
 
 uint64_t cursor_left(const struct cursor *cursor)
 {
-	return bytes_left(cursor, __atomic_load_n(&cursor->next, __ATOMIC_RELAXED));
+	return cursor_bytes_from(cursor, __atomic_load_n(&cursor->next, __ATOMIC_RELAXED));
 }
 
 void cursor_leave(struct cursor *cursor)
@@ -157,7 +157,7 @@ static uint64_t fair_bytes(const struct cursor *cursor, uint64_t left, uint64_t 
 /* How many pages from this one on are the next batch: at least one. */
 static uint64_t batch_pages(const struct cursor *cursor, uint64_t at, uint64_t want, uint64_t most)
 {
-	uint64_t extent = extent_of(cursor, at);
+	uint64_t extent = cursor_extent(cursor, at);
 	uint64_t page = at - cursor->pages_before[extent];
 	uint64_t count = 0, bytes = 0;
 
@@ -178,7 +178,7 @@ static uint64_t batch_pages(const struct cursor *cursor, uint64_t at, uint64_t w
 
 static void fill(struct batch *batch, const struct cursor *cursor, uint64_t at, uint64_t count)
 {
-	uint64_t extent = extent_of(cursor, at);
+	uint64_t extent = cursor_extent(cursor, at);
 	uint64_t page = at - cursor->pages_before[extent];
 
 	batch->index = at;
@@ -205,7 +205,7 @@ bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t limit)
 	do {
 		if (at >= cursor->pages)
 			return false;
-		want = fair_bytes(cursor, bytes_left(cursor, at), limit);
+		want = fair_bytes(cursor, cursor_bytes_from(cursor, at), limit);
 		count = batch_pages(cursor, at, want, batch->capacity);
 	} while (!__atomic_compare_exchange_n(&cursor->next, &at, at + count, false,
 					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
@@ -218,7 +218,7 @@ uint64_t cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes)
 	uint64_t at = __atomic_exchange_n(&cursor->next, cursor->pages, __ATOMIC_RELAXED);
 
 	*pages = cursor->pages - at;
-	*bytes = bytes_left(cursor, at);
+	*bytes = cursor_bytes_from(cursor, at);
 	return at;
 }
 

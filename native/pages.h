@@ -69,6 +69,10 @@ void cursor_gather(struct cursor *cursor, uint32_t workers);
 /* Bytes that nobody has claimed. */
 uint64_t cursor_left(const struct cursor *cursor);
 
+/* For those that claim in a way of their own: the extent of a page, the bytes from it on. */
+uint64_t cursor_extent(const struct cursor *cursor, uint64_t page);
+uint64_t cursor_bytes_from(const struct cursor *cursor, uint64_t page);
+
 /* Take all that is left, without listing it: its first page's number, pages and bytes. */
 uint64_t cursor_drain(struct cursor *cursor, uint64_t *pages, uint64_t *bytes);
 

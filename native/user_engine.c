@@ -51,10 +51,7 @@ struct worker {
 /* One call of pf_user_run(), in a mapping of its own. */
 struct running {
 	struct pf_user *user;
-	pthread_mutex_t lock;
-	uint64_t extent;	/* where the next piece begins */
-	uint64_t page;
-	uint64_t bytes_left;
+	struct cursor cursor;
 	uint64_t piece_bytes;	/* adapted by all workers, the last one wins */
 	uint64_t polled_us;	/* worker 0 only */
 	uint64_t bytes;		/* of this mapping */
@@ -197,28 +194,28 @@ static bool thread_decides(uint64_t address)
 
 /* ---- Counting ------------------------------------------------------------------------- */
 
-/* For another engine. Adjacent ones are not joined: there are few. */
+/*
+ * For another engine; where the caller has no room for more, not tried. No lock:
+ * a helper that is kept from its CPU must not keep the others from their work.
+ */
 static void leave(const struct task *task, uint64_t address, uint64_t bytes, int error)
 {
 	struct pf_user *user = task->running->user;
-	uint64_t i;
+	/* A huge page that was left in part has been split by the kernel. */
+	bool whole = !((address | bytes) & ((1ull << task->shift) - 1));
+	uint32_t shift = whole ? task->shift : task->running->base_shift;
+	uint64_t i = __atomic_fetch_add(&user->n_left, 1, __ATOMIC_RELAXED);
 
+	if (i >= user->max_left) {
+		add(&user->progress.bytes_skipped, bytes);
+		return;
+	}
 	add(&user->progress.bytes_left, bytes);
 	add(&user->progress.left[error < PF_MAX_ERRNO ? error : 0], bytes);
-	pthread_mutex_lock(&task->running->lock);
-	i = user->n_left;
-	if (i < user->max_left) {
-		/* A huge page that was left in part has been split by the kernel. */
-		bool whole = !((address | bytes) & ((1ull << task->shift) - 1));
-		uint32_t shift = whole ? task->shift : task->running->base_shift;
-
-		user->left[i] = (struct pf_extent){
-			.start = address, .pages = bytes >> shift, .shift = shift,
-			.kind = whole ? task->kind : (uint32_t)PF_PAGE_BASE,
-		};
-		user->n_left = i + 1;
-	}
-	pthread_mutex_unlock(&task->running->lock);
+	user->left[i] = (struct pf_extent){
+		.start = address, .pages = bytes >> shift, .shift = shift,
+		.kind = whole ? task->kind : (uint32_t)PF_PAGE_BASE,
+	};
 }
 
 static void note_stall(struct running *running, uint64_t bytes, uint64_t us)
@@ -260,46 +257,58 @@ static uint64_t ask(const struct task *task, uint64_t stride, int32_t *nodes)
 	return query_nodes(0, count, worker->addresses, nodes) ? 0 : count;
 }
 
-/* Has the target really had room for the pages of a span? Those elsewhere are left. */
-static uint64_t span_astray(const struct task *task, const struct span *span)
+/* The pages of a span that are on another node are left; at most limit bytes. */
+static uint64_t span_astray(const struct task *task, const struct span *span, uint64_t limit)
 {
 	struct worker *worker = task->worker;
+	const int32_t *nodes = worker->answers;
 	int32_t target = task->running->user->target;
-	int32_t *nodes = worker->answers;
-	struct task base = *task;
+	uint64_t size = 1ull << task->shift;
+	struct task part = *task;
 	uint64_t astray = 0;
-	uint64_t count, i;
+	uint64_t count, i, end;
 
-	base.address += span->offset;
-	base.bytes = span->bytes;
-	base.shift = task->running->base_shift;
-	base.kind = PF_PAGE_BASE;
-	count = ask(&base, SAMPLE_STRIDE, nodes);
+	part.address = task->address + span->offset;
+	part.bytes = span->bytes;
+	count = ask(&part, SAMPLE_STRIDE, worker->answers);
 	for (i = 0; i < count; i++)
 		if (nodes[i] >= 0 && nodes[i] != target)
 			break;
 	if (i == count)
 		return 0;
-	__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
-	count = ask(&base, 1, nodes);
-	for (i = 0; i < count; i++) {
-		if (nodes[i] < 0 || nodes[i] == target)
-			continue;
-		leave(&base, worker->addresses[i], task->worker->lane.page, ENOMEM);
-		astray += task->worker->lane.page;
+	count = ask(&part, 1, worker->answers);
+	for (i = 0; i < count && astray < limit; i = end) {
+		uint64_t bytes = 0;
+
+		for (end = i; end < count && nodes[end] >= 0 && nodes[end] != target &&
+		     astray + bytes < limit; end++)
+			bytes += size;
+		if (bytes)
+			leave(&part, worker->addresses[i], bytes, ENOMEM);
+		else
+			end++;
+		astray += bytes;
 	}
 	return astray;
 }
 
-/* After UFFDIO_COPY. */
+/*
+ * After UFFDIO_COPY: has the target really had room? What could not be taken
+ * is where it was, and none of these pages.
+ */
 static uint64_t bytes_astray(const struct task *task)
 {
 	const struct piece *piece = &task->worker->lane.piece;
+	struct task base = *task;
 	uint64_t astray = 0;
 	uint32_t i;
 
+	base.shift = task->running->base_shift;
+	base.kind = PF_PAGE_BASE;
 	for (i = 0; i < piece->n_spans; i++)
-		astray += span_astray(task, &piece->spans[i]);
+		astray += span_astray(&base, &piece->spans[i], piece->bytes_put - astray);
+	if (astray)
+		__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
 	return astray;
 }
 
@@ -568,29 +577,20 @@ static void attend(const struct task *whole)
 
 /* ---- Workers ------------------------------------------------------------------------------------ */
 
-/* The next piece: adjacent pages of one size. False: there is none left. */
-static bool claim(struct running *running, struct task *task)
+/* How many adjacent pages of one size from this one on are the next piece, described in task. */
+static uint64_t piece_pages(const struct running *running, uint64_t at, struct task *task)
 {
-	const struct pf_user *user = running->user;
-	const struct pf_extent *extent;
-	uint64_t share, bytes, end, pages;
+	const struct cursor *cursor = &running->cursor;
+	uint64_t index = cursor_extent(cursor, at);
+	const struct pf_extent *extent = &cursor->extents[index];
+	uint64_t page = at - cursor->pages_before[index];
+	uint64_t bytes = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
+	uint64_t share = cursor_bytes_from(cursor, at) / (2 * (uint64_t)running->threads);
+	uint64_t end, pages;
 
-	pthread_mutex_lock(&running->lock);
-	while (running->extent < user->n_extents &&
-	       running->page == user->extents[running->extent].pages) {
-		running->extent++;
-		running->page = 0;
-	}
-	if (running->extent == user->n_extents) {
-		pthread_mutex_unlock(&running->lock);
-		return false;
-	}
-	extent = &user->extents[running->extent];
-	bytes = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
-	share = running->bytes_left / (2 * (uint64_t)running->threads);
 	if (bytes > share)	/* so that all end together */
 		bytes = share > PIECE_BYTES_MIN ? share : PIECE_BYTES_MIN;
-	task->address = extent->start + (running->page << extent->shift);
+	task->address = extent->start + (page << extent->shift);
 	end = task->address + bytes;
 	/* Page tables that go over whole are cheaper than page after page. */
 	if (end / HUGE_BYTES > task->address / HUGE_BYTES)
@@ -598,14 +598,27 @@ static bool claim(struct running *running, struct task *task)
 	pages = (end - task->address) >> extent->shift;
 	if (!pages)
 		pages = 1;
-	if (pages > extent->pages - running->page)
-		pages = extent->pages - running->page;
+	if (pages > extent->pages - page)
+		pages = extent->pages - page;
 	task->bytes = pages << extent->shift;
 	task->shift = extent->shift;
 	task->kind = extent->kind;
-	running->page += pages;
-	running->bytes_left -= task->bytes;
-	pthread_mutex_unlock(&running->lock);
+	return pages;
+}
+
+/* The next piece, without a lock; see struct cursor. False: there is none left. */
+static bool claim(struct running *running, struct task *task)
+{
+	struct cursor *cursor = &running->cursor;
+	uint64_t at = __atomic_load_n(&cursor->next, __ATOMIC_RELAXED);
+	uint64_t pages;
+
+	do {
+		if (at >= cursor->pages)
+			return false;
+		pages = piece_pages(running, at, task);
+	} while (!__atomic_compare_exchange_n(&cursor->next, &at, at + pages, false,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 	return true;
 }
 
@@ -640,12 +653,16 @@ static void user_work(void *arg, uint32_t number)
 	lane->block_bytes = running->bytes;
 	error = engine_join(lane);
 	if (!error) {
+		engine_enter();	/* a child would not know of files opened meanwhile */
 		error = lane_open(lane, running->user->way, running->features);
+		engine_exit();
 		if (!error) {
 			prefer_target(&worker->before, running->user->target);
 			work_on(running, number);
 			prefer_as_before(&worker->before);
+			engine_enter();
 			lane_close(lane);
+			engine_exit();
 		}
 		engine_leave(lane);
 	}
@@ -653,9 +670,15 @@ static void user_work(void *arg, uint32_t number)
 		stop(running, -error);
 }
 
-static void count_rest(struct running *running)
+/* Nothing was tried. Returns the error. */
+static int refuse(struct pf_user *user, int error)
 {
-	running->user->progress.bytes_skipped += running->bytes_left;
+	uint64_t i;
+
+	user->n_left = 0;
+	for (i = 0; i < user->n_extents; i++)
+		user->progress.bytes_skipped += user->extents[i].pages << user->extents[i].shift;
+	return error;
 }
 
 int pf_user_run(struct pf_user *user)
@@ -665,22 +688,26 @@ int pf_user_run(struct pf_user *user)
 	int64_t features = pf_user_features();
 	struct running *running;
 	int workers, cancelling;
-	uint64_t bytes, i;
+	uint64_t bytes;
 
 	if (features < 0)
-		return (int)features;
+		return refuse(user, (int)features);
 	if (!user->threads || user->threads > PF_MAX_THREADS || user->target < 0 ||
 	    user->target >= PF_MAX_NODES || user->way < PF_USER_CHECKED ||
 	    user->way > PF_USER_PROTECT ||
 	    (user->page_shift && user->page_shift != base_shift))
 		return -EINVAL;
 	if (needed(user->way) & ~(uint32_t)features)
-		return -EOPNOTSUPP;
+		return refuse(user, -EOPNOTSUPP);
 	bytes = sizeof(*running) + user->threads * sizeof(struct worker);
 	bytes = (bytes + page - 1) & ~(page - 1);
 	running = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (running == MAP_FAILED)
-		return -ENOBUFS;
+		return refuse(user, -ENOBUFS);
+	if (cursor_init(&running->cursor, user->extents, user->n_extents, user->threads)) {
+		munmap(running, bytes);
+		return refuse(user, -ENOBUFS);
+	}
 	running->user = user;
 	running->bytes = bytes;
 	running->features = (uint32_t)features;
@@ -691,10 +718,7 @@ int pf_user_run(struct pf_user *user)
 	if (running->piece_bytes > PIECE_BYTES_MAX)
 		running->piece_bytes = PIECE_BYTES_MAX;
 	running->polled_us = now_us();
-	pthread_mutex_init(&running->lock, NULL);
 	user->n_left = 0;
-	for (i = 0; i < user->n_extents; i++)
-		running->bytes_left += user->extents[i].pages << user->extents[i].shift;
 	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	workers = pf_crew_run(user->threads, user->cpus, user_work, running, poll_now, running,
@@ -702,9 +726,11 @@ int pf_user_run(struct pf_user *user)
 	pthread_setcancelstate(cancelling, NULL);
 	if (workers > (int)user->workers)
 		user->workers = (uint32_t)workers;
-	count_rest(running);
+	user->progress.bytes_skipped += cursor_left(&running->cursor);
+	if (user->n_left > user->max_left)
+		user->n_left = user->max_left;
 	user->piece_bytes = running->piece_bytes;
-	pthread_mutex_destroy(&running->lock);
+	cursor_destroy(&running->cursor);
 	munmap(running, bytes);
 	if (workers < 0)
 		return workers;

@@ -64,6 +64,7 @@ struct piece {
 	uint64_t bytes_taken;
 	uint64_t bytes_put;
 	struct apart side;	/* what was at address + x is at side.start + x */
+	bool side_torn;		/* parts of it may be somebody else's by now */
 	struct span spans[PIECE_SPANS];		/* taken */
 	struct span left[PIECE_SPANS];		/* not taken */
 	struct place places[PIECE_PLACES];

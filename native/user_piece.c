@@ -258,6 +258,7 @@ int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t sh
 	piece->shift = shift;
 	piece->n_spans = piece->n_left = 0;
 	piece->bytes_taken = piece->bytes_put = 0;
+	piece->side_torn = false;
 	piece->n_places = 1;
 	piece->places[0] = (struct place){ .bytes = bytes, .address = address };
 	error = map_apart(bytes, address, &piece->side);
@@ -325,21 +326,25 @@ static void take_by_move(struct lane *lane)
 		if (error == EEXIST) {
 			/*
 			 * Only this loop fills the side mapping: Linux 6.18 has moved
-			 * the page and did not count it (seen when another thread takes
-			 * a copy-on-write fault on the next one).
+			 * a base page and did not count it (seen when another thread
+			 * takes a copy-on-write fault on the next one).
 			 */
-			note_taken(piece, offset, size);
-			offset += size;
+			note_taken(piece, offset, lane->page);
+			offset += lane->page;
 			continue;
 		}
 		/* Absent, pinned, shared: this page. Anything else holds for the rest, too. */
 		if ((error != ENOENT && error != EBUSY) || piece->n_left == PIECE_SPANS - 1 ||
 		    piece->n_spans == PIECE_SPANS) {
-			note_left(piece, offset, piece->bytes - offset, error);
+			/* An absent page says nothing of those behind it. */
+			note_left(piece, offset, piece->bytes - offset,
+				  error == ENOENT ? EINVAL : error);
 			return;
 		}
-		note_left(piece, offset, size, error);
-		offset += size;
+		/* Inside of a huge page: another thread has split it meanwhile. */
+		done = offset % size ? lane->page : size;
+		note_left(piece, offset, done, error);
+		offset += done;
 	}
 }
 
@@ -360,13 +365,15 @@ static void take_by_remap(struct lane *lane)
 
 		if (mremap(at(piece->address + offset), bytes, bytes,
 			   MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
-			   at(piece->side.start + offset)) == MAP_FAILED)
+			   at(piece->side.start + offset)) == MAP_FAILED) {
 			note_left(piece, offset, bytes, errno);
-		else
+			piece->side_torn = true;
+		} else {
 			note_taken(piece, offset, bytes);
+			madvise(at(piece->side.start + offset), bytes, MADV_DONTFORK);
+		}
 		offset += bytes;
 	}
-	madvise(at(piece->side.map), piece->side.map_bytes, MADV_DONTFORK);
 }
 
 void piece_take(struct lane *lane)
@@ -479,6 +486,13 @@ void piece_put(struct lane *lane, uint64_t from)
 		put_span(lane, &lane->piece.spans[i], from);
 }
 
+/* Has nobody moved or emptied any part of the piece, as far as was heard? */
+static bool in_its_place(const struct piece *piece)
+{
+	return piece->n_places == 1 && !piece->places[0].dropped &&
+	       piece->places[0].address == piece->address;
+}
+
 int piece_fill(struct lane *lane)
 {
 	struct piece *piece = &lane->piece;
@@ -486,11 +500,15 @@ int piece_fill(struct lane *lane)
 
 	for (i = 0; i < piece->n_spans; i++) {
 		const struct span *span = &piece->spans[i];
-		int error;
-		uint64_t done = userfault_copy(lane->watch, piece->address + span->offset,
-					       piece->side.start + span->offset, span->bytes, &error);
-		struct span rest = { .offset = span->offset + done, .bytes = span->bytes - done };
+		struct span rest = *span;
+		uint64_t done = 0;
+		int error = 0;
 
+		if (in_its_place(piece))
+			done = userfault_copy(lane->watch, piece->address + span->offset,
+					      piece->side.start + span->offset, span->bytes, &error);
+		rest.offset += done;
+		rest.bytes -= done;
 		piece->bytes_put += done;
 		if (rest.bytes && (lane->features & PF_USER_HAS_MOVE) && error == ENOMEM) {
 			/* Put the old pages back, this rest and all that follow. */
@@ -510,15 +528,15 @@ int piece_fill(struct lane *lane)
 			if (!place->dropped) {
 				error = fill_span(lane, target, piece->side.start + rest.offset, bytes,
 						  &done);
+				if (error && error != EAGAIN && bytes > lane->page) {
+					bytes = lane->page;
+					error = fill_span(lane, target, piece->side.start + rest.offset,
+							  bytes, &done);
+				}
 				if (error == EAGAIN) {
 					if (!hear(lane))
 						sched_yield();
 					continue;
-				}
-				if (error && bytes > lane->page) {
-					error = fill_span(lane, target, piece->side.start + rest.offset,
-							  lane->page, &done);
-					bytes = lane->page;
 				}
 				if (!error) {
 					piece->bytes_put += done;
@@ -557,9 +575,30 @@ void piece_end(struct lane *lane)
 		watch_renew(lane);
 }
 
+/*
+ * mremap(2) empties its target before it looks at much else. Where it has failed,
+ * another thread may have mapped something by now; that stays, and so does at
+ * worst an empty part of the side mapping.
+ */
+static void free_torn(const struct piece *piece)
+{
+	uint64_t end = piece->side.start + piece->bytes;
+	uint32_t i;
+
+	if (piece->side.start > piece->side.map)
+		munmap(at(piece->side.map), piece->side.start - piece->side.map);
+	for (i = 0; i < piece->n_spans; i++)
+		munmap(at(piece->side.start + piece->spans[i].offset), piece->spans[i].bytes);
+	if (piece->side.map + piece->side.map_bytes > end)
+		munmap(at(end), piece->side.map + piece->side.map_bytes - end);
+}
+
 void piece_free(struct lane *lane)
 {
-	munmap(at(lane->piece.side.map), lane->piece.side.map_bytes);
+	if (lane->piece.side_torn)
+		free_torn(&lane->piece);
+	else
+		munmap(at(lane->piece.side.map), lane->piece.side.map_bytes);
 }
 
 void piece_give(struct lane *lane, int32_t node)

@@ -566,7 +566,7 @@ struct pf_user_progress {
 	uint64_t bytes_already;		/* on the target before */
 	uint64_t bytes_gone;		/* freed meanwhile */
 	uint64_t bytes_left;		/* not for this engine, see left */
-	uint64_t bytes_skipped;		/* not tried: cancelled */
+	uint64_t bytes_skipped;		/* not tried: cancelled, refused, or no room in left */
 	uint64_t bytes_filled;		/* moved by UFFDIO_COPY, the rest with UFFDIO_MOVE */
 	uint64_t bytes_pooled;		/* moved into pages of the warm pool */
 	uint64_t pages_moved[3];	/* by enum pf_page_kind, of what they are now */

@@ -167,7 +167,7 @@ def _memory(
 
 def _unmapper(start: int, size: int) -> Any:
     def unmap(pointer: object) -> None:
-        del _mappings[start]
+        _mappings.pop(start, None)
         lib.pf_unmap(start, size)
 
     return unmap

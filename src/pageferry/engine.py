@@ -155,6 +155,9 @@ class KernelRun:
         """What fits to the user engine, what it leaves and the rest to the kernel's."""
         here, rest = user.sort(extents)
         for engine, part in user.choose(here) if len(here) else ():
+            if self.error:  # the core counts what it does not try any more
+                rest = np.concatenate([rest, part])
+                continue
             if not len(part):
                 continue
             name = user.faster(part) if engine == "faster" else engine
@@ -168,8 +171,8 @@ class KernelRun:
                     self.end()
             if code not in (0, errno.ECANCELED):
                 self._c.error = self._c.error or code
-                return code
-        return self._run_kernel(np.sort(rest, order="start"), None)
+        code = self._run_kernel(np.sort(rest, order="start"), None)
+        return self.error or code
 
     def _run_kernel(self, extents: npt.NDArray[np.void], trial: UserRun | None) -> int:
         """Move by the kernel engine, with the rate noted for a trial."""

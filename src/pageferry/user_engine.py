@@ -227,13 +227,14 @@ class UserRun:
             (self._again, extents[~huge]),
             (self._again or self._base, extents[huge]),
         ):
-            if not len(part) or code:
+            if not len(part):
                 continue
             c.flags = (lib.PF_USER_AGAIN if again else 0) | (
                 lib.PF_USER_EXACT if self._exact else 0
             )
             c.extents, c.n_extents = ffi.from_buffer("struct pf_extent[]", part), len(part)
-            code = -int(lib.pf_user_run(c))
+            result = -int(lib.pf_user_run(c))  # after an end, it counts what is skipped
+            code = code or result
             left.append(self._left[: c.n_left].copy())
         rest = np.concatenate(left) if left else np.empty(0, EXTENT)
         return code, np.sort(rest, order="start")

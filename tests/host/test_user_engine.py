@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import threading
 from collections.abc import Iterator
@@ -271,3 +272,21 @@ def test_hugetlb_pages_and_stacks_are_not_for_this_engine() -> None:
         np.array([(at, SIZE // PAGE, 12, BASE)], EXTENT)
     )
     assert extents_bytes(here) == SIZE and not len(others)
+
+
+@needs_checked
+def test_after_a_cancel_pages_of_every_size_are_counted_as_skipped() -> None:
+    region = Region(SIZE)
+    half = SIZE // 2
+    extents = np.array(
+        [
+            (region.address, half // PAGE, PAGE.bit_length() - 1, BASE),
+            (region.address + half, half // HUGE, HUGE.bit_length() - 1, THP),
+        ],
+        EXTENT,
+    )
+    run = user_run()
+    run.end()
+    code, left = run.run(extents)
+    assert (code, len(left)) == (errno.ECANCELED, 0)
+    assert run._c.progress.bytes_skipped == SIZE
