@@ -46,6 +46,7 @@ struct helper {
 	bool taken;		/* by a caller, under the crew's lock */
 	bool yields;		/* works at SCHED_IDLE, unless lifted */
 	bool detached;		/* ends without being joined, and frees itself */
+	uint64_t offered_us;
 	uint32_t lifted;	/* had to be lifted in this job */
 	struct {		/* what the watch saw last */
 		uint32_t jobs;
@@ -54,7 +55,6 @@ struct helper {
 	} seen;
 	struct {		/* its own book: see crew_go_on() */
 		bool late;	/* got its CPU too late for this job */
-		uint64_t rest_ns;	/* had waited for one when it went to sleep */
 		uint64_t looked_us;
 		uint64_t run_ns;
 		uint64_t wait_ns;

@@ -15,7 +15,7 @@
 enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
-	LATE_NS = 1000000,	/* an idle CPU is had in a tenth of that */
+	LATE_US = 1000,		/* an idle CPU is had in a tenth of that */
 	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
 	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
@@ -52,21 +52,15 @@ static bool schedstat(uint64_t *run_ns, uint64_t *wait_ns)
 static void open_account(struct helper *self)
 {
 	self->own.looked_us = now_us();
-	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
-		self->own.run_ns = self->own.wait_ns = self->own.rest_ns = 0;
 	/*
 	 * Beside a busy thread one at SCHED_IDLE gets a CPU after a tick, for a
-	 * tick, and then none for a second: no time to begin anything.
+	 * tick, and then none for a second: no time to begin anything. A new
+	 * thread has had its own beginning to do.
 	 */
-	self->own.late = self->yields && self->own.wait_ns > self->own.rest_ns + LATE_NS;
-}
-
-/* What it waits from here on is for being woken up. */
-static void note_rest(struct helper *self)
-{
-	uint64_t run_ns;
-
-	schedstat(&run_ns, &self->own.rest_ns);
+	self->own.late = self->yields && self->jobs > 1 &&
+			 self->own.looked_us - self->offered_us > LATE_US;
+	if (self->own.late || !schedstat(&self->own.run_ns, &self->own.wait_ns))
+		self->own.run_ns = self->own.wait_ns = 0;
 }
 
 bool crew_go_on(void)
@@ -115,7 +109,6 @@ static void *helper_main(void *arg)
 	current = self;
 	while ((state = state_of(self)) != HELPER_STOP) {
 		if (state != HELPER_OFFERED) {
-			note_rest(self);
 			futex_wait(&self->state, state, 0);
 			continue;
 		}
@@ -190,6 +183,7 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
 	helper->job = job;
 	helper->worker = worker;
 	helper->jobs++;
+	helper->offered_us = now_us();
 	helper->lifted = helper->yields && sched_setscheduler(helper->tid, SCHED_IDLE, &none);
 	__atomic_store_n(&helper->state, HELPER_OFFERED, __ATOMIC_RELEASE);
 	futex_wake(&helper->state);
