@@ -19,6 +19,7 @@ struct moving {
 	char *memory;		/* of the next two, for all workers */
 	char *room;		/* the lists */
 	struct pace pace;
+	uint32_t counted;	/* worker 0 has seen which helpers began */
 	uint64_t batch_bytes;	/* adapted by all workers, last one wins */
 	uint64_t polled_us;	/* worker 0 only */
 	int32_t patience;

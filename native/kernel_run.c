@@ -111,6 +111,19 @@ static uint64_t next_limit(const struct moving *moving, uint32_t worker, uint64_
 	return worker && !pieces && bytes > FIRST_BYTES ? FIRST_BYTES : bytes;
 }
 
+/*
+ * Batches are for those who are there: helpers that have not begun when worker
+ * 0 has done its first piece may never come, and small batches are dear on a
+ * busy machine.
+ */
+static void count_workers(struct moving *moving, uint32_t worker)
+{
+	if (!worker)
+		__atomic_store_n(&moving->counted, 1, __ATOMIC_RELAXED);
+	if (__atomic_load_n(&moving->counted, __ATOMIC_RELAXED))
+		cursor_share(&moving->cursor, 1 + pace_helping(&moving->pace));
+}
+
 static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
@@ -121,20 +134,25 @@ static void move_work(void *arg, uint32_t worker)
 
 	lists_place(&lists, moving, worker);
 	pace_come(pace, worker);
+	if (worker)
+		count_workers(moving, worker);
 	while (!move_stopped(move)) {
 		if (!pace_go_on(pace, worker) || !crew_go_on()) {
 			if (pace_go_on(pace, worker))
 				pace_leave(pace);
-			cursor_leave(&moving->cursor);
 			break;
 		}
 		if (!move_batch(moving, &lists, worker, next_limit(moving, worker, pieces++)))
 			break;
+		if (!worker)
+			count_workers(moving, worker);
 		if (!worker && pace_judge(pace, cursor_left(&moving->cursor)))
 			break;
 	}
 	poll_if_due(moving, worker);	/* the helpers may have done it all */
 	pace_go(pace, worker);
+	if (worker)
+		count_workers(moving, worker);
 }
 
 /* Run with all threads; again when the caller, alone by then, came back for the others. */
@@ -153,7 +171,8 @@ static int move_together(struct moving *moving, uint32_t threads)
 	}
 	do {
 		pace_together(pace, cursor_left(&moving->cursor));
-		cursor_gather(&moving->cursor, threads);
+		moving->counted = 0;
+		cursor_share(&moving->cursor, threads);
 		workers = pf_crew_run(threads, move->cpus, move_work, moving, poll_now, moving,
 				      move->poll_us);
 		if (workers > most)

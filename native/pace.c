@@ -134,6 +134,11 @@ void pace_leave(struct pace *pace)
 	__atomic_fetch_add(&pace->book->helpers_left, 1, __ATOMIC_RELAXED);
 }
 
+uint32_t pace_helping(const struct pace *pace)
+{
+	return __atomic_load_n(&pace->helping, __ATOMIC_RELAXED);
+}
+
 void pace_go(struct pace *pace, uint32_t worker)
 {
 	if (worker)
@@ -197,7 +202,7 @@ bool pace_judge(struct pace *pace, uint64_t left)
 	if (pace->workers < 2 || pace->turns < 1)
 		return false;
 	if (!pace->alone && __atomic_load_n(&pace->left, __ATOMIC_RELAXED) &&
-	    !__atomic_load_n(&pace->helping, __ATOMIC_RELAXED)) {
+	    !pace_helping(pace)) {
 		pace->alone = 1;	/* the crew's own decision: its threads are wanted elsewhere */
 		pace->bytes_then = left;
 		open_account(pace);
@@ -209,7 +214,7 @@ bool pace_judge(struct pace *pace, uint64_t left)
 	}
 	return pace->turns < MOST_TURNS && now - pace->since_us >= ALONE_US &&
 	       left >= TURN_BYTES_MIN && left <= pace->bytes_then / 2 &&
-	       !__atomic_load_n(&pace->helping, __ATOMIC_RELAXED);
+	       !pace_helping(pace);
 }
 
 uint64_t pace_reserve(struct pace *pace, uint64_t bytes)

@@ -64,6 +64,7 @@ void pace_end(struct pace *pace, uint32_t worker, uint64_t bytes, uint32_t shift
 void pace_come(struct pace *pace, uint32_t worker);
 bool pace_go_on(const struct pace *pace, uint32_t worker);
 void pace_leave(struct pace *pace);
+uint32_t pace_helping(const struct pace *pace);	/* who have come, and not gone */
 void pace_go(struct pace *pace, uint32_t worker);
 
 /*

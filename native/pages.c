@@ -103,12 +103,7 @@ uint64_t cursor_left(const struct cursor *cursor)
 	return cursor_bytes_from(cursor, __atomic_load_n(&cursor->next, __ATOMIC_RELAXED));
 }
 
-void cursor_leave(struct cursor *cursor)
-{
-	__atomic_fetch_sub(&cursor->workers, 1, __ATOMIC_RELAXED);
-}
-
-void cursor_gather(struct cursor *cursor, uint32_t workers)
+void cursor_share(struct cursor *cursor, uint32_t workers)
 {
 	__atomic_store_n(&cursor->workers, workers, __ATOMIC_RELAXED);
 }

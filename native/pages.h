@@ -60,11 +60,8 @@ uint64_t extents_pages(const struct pf_extent *extents, uint64_t n_extents);
 /* Fill the batch with at most limit bytes, or one page. False: none left. */
 bool cursor_claim(struct cursor *cursor, struct batch *batch, uint64_t limit);
 
-/* A worker claims no more, although there is more: the others' batches grow. */
-void cursor_leave(struct cursor *cursor);
-
-/* All are back. Not while others claim. */
-void cursor_gather(struct cursor *cursor, uint32_t workers);
+/* So many workers claim from now on: batches shrink and grow with their number. */
+void cursor_share(struct cursor *cursor, uint32_t workers);
 
 /* Bytes that nobody has claimed. */
 uint64_t cursor_left(const struct cursor *cursor);
