@@ -10,6 +10,9 @@
 
 #define FIRST_BYTES (1u << 20)
 
+/* Less for each worker is done before a helper has been woken up. */
+#define WORKER_BYTES (128u << 10)
+
 static size_t pending_room(uint64_t capacity)
 {
 	struct pending *pending = NULL;
@@ -226,6 +229,18 @@ static int prepare(struct moving *moving, uint32_t threads)
 	return 0;
 }
 
+static uint32_t worth_having(const struct pf_move *move, uint64_t pages)
+{
+	uint64_t bytes = 0, most, i;
+
+	for (i = 0; i < move->n_extents && bytes < (uint64_t)move->threads * WORKER_BYTES; i++)
+		bytes += move->extents[i].pages << move->extents[i].shift;
+	most = bytes / WORKER_BYTES;
+	if (most > pages)
+		most = pages;
+	return most < move->threads ? (most ? (uint32_t)most : 1) : move->threads;
+}
+
 int pf_move_run(struct pf_move *move)
 {
 	uint64_t pages = extents_pages(move->extents, move->n_extents);
@@ -237,8 +252,7 @@ int pf_move_run(struct pf_move *move)
 	    (move->blocking != PF_ASYNC && move->blocking != PF_SYNC_LIGHT &&
 	     move->blocking != PF_SYNC))
 		return -EINVAL;
-	if (threads > pages)
-		threads = pages ? (uint32_t)pages : 1;
+	threads = worth_having(move, pages);
 	moving.base_shift = (uint32_t)__builtin_ctzl((unsigned long)sysconf(_SC_PAGESIZE));
 	moving.batch_bytes = move->batch_bytes ? move->batch_bytes : BATCH_BYTES_MIN;
 	moving.polled_us = now_us();
