@@ -586,10 +586,13 @@ static uint64_t piece_pages(const struct running *running, uint64_t at, struct t
 	uint64_t page = at - cursor->pages_before[index];
 	uint64_t bytes = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
 	uint64_t share = cursor_bytes_from(cursor, at) / (2 * (uint64_t)running->threads);
+	uint64_t least = cursor_bytes_from(cursor, 0) / (2 * (uint64_t)running->threads);
 	uint64_t end, pages;
 
+	/* Only whole page tables come from the pool. */
+	least = least < HUGE_BYTES ? PIECE_BYTES_MIN : HUGE_BYTES;
 	if (bytes > share)	/* so that all end together */
-		bytes = share > PIECE_BYTES_MIN ? share : PIECE_BYTES_MIN;
+		bytes = share > least ? share : least;
 	task->address = extent->start + (page << extent->shift);
 	end = task->address + bytes;
 	/* Page tables that go over whole are cheaper than page after page. */
