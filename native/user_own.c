@@ -21,14 +21,17 @@ enum {
 	STACK_BELOW = 128 << 10,	/* more than the engine uses */
 	STACK_ABOVE = 64 << 10,	/* frames are large with sanitizers */
 	THREAD_BELOW = 16 << 10,	/* of thread-local variables, below the thread itself */
-	THREAD_ABOVE = 8 << 10,
+	THREAD_ABOVE = 2304,		/* the thread's own descriptor; up to a whole page */
+	PAGE_MASK = 4095,
 };
 
 enum { FREE = 0, TAKEN = 1 };	/* values of stack that are none */
 
 static struct slot {
 	uint64_t stack;
+	uint64_t stack_end;
 	uint64_t thread;
+	uint64_t thread_end;
 	struct lane *lane;
 	uint64_t block;		/* the lane's; copied, as the lane may be gone when others look */
 	uint64_t block_bytes;
@@ -91,8 +94,14 @@ void engine_exit(void)
 int engine_join(struct lane *lane)
 {
 	uint64_t stack = (uintptr_t)__builtin_frame_address(0);
+	uint64_t thread = (uint64_t)pthread_self();
+	uint64_t thread_end = (thread + THREAD_ABOVE + PAGE_MASK) & ~(uint64_t)PAGE_MASK;
+	uint64_t stack_end = stack + STACK_ABOVE;
 	uint32_t i, used;
 
+	/* But for the first thread the descriptor ends the stack; then comes other memory. */
+	if (stack < thread && stack_end > thread_end)
+		stack_end = thread_end;
 	for (i = 0; i < SLOTS; i++) {
 		uint64_t none = FREE;
 
@@ -102,7 +111,9 @@ int engine_join(struct lane *lane)
 		lane->watch = lane->side_watch = -1;
 		lane->slot = i;
 		/* Whoever looks at a slot that changes hands sees words of either, never half ones. */
-		__atomic_store_n(&slots[i].thread, (uint64_t)pthread_self(), __ATOMIC_RELAXED);
+		__atomic_store_n(&slots[i].thread, thread, __ATOMIC_RELAXED);
+		__atomic_store_n(&slots[i].thread_end, thread_end, __ATOMIC_RELAXED);
+		__atomic_store_n(&slots[i].stack_end, stack_end, __ATOMIC_RELAXED);
 		slots[i].lane = lane;
 		__atomic_store_n(&slots[i].block, lane->block, __ATOMIC_RELAXED);
 		__atomic_store_n(&slots[i].block_bytes, lane->block_bytes, __ATOMIC_RELAXED);
@@ -158,14 +169,16 @@ bool engine_runs_on(uint64_t start, uint64_t bytes)
 
 	for (i = 0; i < used; i++) {
 		uint64_t stack = __atomic_load_n(&slots[i].stack, __ATOMIC_ACQUIRE);
+		uint64_t stack_end = __atomic_load_n(&slots[i].stack_end, __ATOMIC_RELAXED);
 		uint64_t thread = __atomic_load_n(&slots[i].thread, __ATOMIC_RELAXED);
+		uint64_t thread_end = __atomic_load_n(&slots[i].thread_end, __ATOMIC_RELAXED);
 		uint64_t block = __atomic_load_n(&slots[i].block, __ATOMIC_RELAXED);
 		uint64_t bytes_of = __atomic_load_n(&slots[i].block_bytes, __ATOMIC_RELAXED);
 
 		if (stack <= TAKEN)
 			continue;
-		if (meets(search.start, search.end, stack - STACK_BELOW, stack + STACK_ABOVE) ||
-		    meets(search.start, search.end, thread - THREAD_BELOW, thread + THREAD_ABOVE) ||
+		if (meets(search.start, search.end, stack - STACK_BELOW, stack_end) ||
+		    meets(search.start, search.end, thread - THREAD_BELOW, thread_end) ||
 		    meets(search.start, search.end, block, block + bytes_of))
 			return true;
 	}

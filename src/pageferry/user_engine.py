@@ -154,6 +154,8 @@ class UserRun:
         self, extents: npt.NDArray[np.void]
     ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Cut ``extents`` at the borders of mappings: those for this engine, and the others."""
+        if self._kernel_is_faster(extents):  # no need to know the mappings, which takes its time
+            return extents[:0], extents
         first, last = extents[0], extents[-1]
         stop = int(last["start"]) + (int(last["pages"]) << int(last["shift"]))
         if self._mappings is None:
@@ -205,6 +207,15 @@ class UserRun:
                 steps.append(("trial user", trial))
             steps.append(("faster", chosen))
         return steps
+
+    def _kernel_is_faster(self, extents: npt.NDArray[np.void]) -> bool:
+        """Say whether that is known for every page size there is."""
+        shifts = [int(shift) for shift in np.unique(extents["shift"])]
+        for shift in shifts:
+            kernel, user = (RATES.get(shift, self.way, name) for name in ("kernel", "user"))
+            if not self._trial or kernel is None or user is None or user > kernel:
+                return False
+        return all(self.faster(extents[extents["shift"] == s]) == "kernel" for s in shifts)
 
     def faster(self, extents: npt.NDArray[np.void]) -> str:
         """Return the engine that was faster for the page size of these extents."""

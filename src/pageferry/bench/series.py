@@ -187,7 +187,7 @@ def _side_by_side(addresses: _Addresses, crowd: ThreadPoolExecutor, threads: int
 
 def _pageferry(array: PageArray, threads: int) -> Move:
     def call(source: int, target: int) -> None:
-        result = move(array.words, target, threads=threads)
+        result = move(array.words, target, threads=threads, engine="kernel")
         if result.bytes_moved != array.bytes:
             raise RuntimeError(f"pageferry moved {result.bytes_moved} of {array.bytes}: {result}")
 
