@@ -40,6 +40,8 @@ def test_every_way_is_there(figures: dict[str, Any]) -> None:
             assert len(way["samples"]) == 2
             assert 0 < way["gbps_low"] <= way["gbps"] <= way["gbps_high"]
             assert (way["stall_max_ms"] is not None) == way["name"].startswith("user engine")
+            if way["name"].endswith("cold"):
+                assert way["pooled"] == 0
             if way["stall_max_ms"] is not None:
                 assert 0 < way["stall_p50_ms"] <= way["stall_p99_ms"] <= way["stall_max_ms"]
 

@@ -23,7 +23,7 @@ from ..survey import thp_shift
 from ..user_engine import why_not
 from .fill import Filler
 from .machine import OtherLoad, machine_facts
-from .memory import HUGE, PageArray
+from .memory import PageArray
 
 EXPERIMENT = "engines"
 BYTES = 256 << 20
@@ -204,6 +204,7 @@ class _User:
     ) -> None:
         self.stalls = [0] * _STALLS
         self.longest_us = 0
+        self.pooled: list[float] = []
         self._array, self._shift, self._way, self._warm = array, shift, WAYS[way], warm
         self._threads, self._nodes = threads, nodes
         self._cpus = ffi.NULL
@@ -227,6 +228,9 @@ class _User:
         call = ffi.new("struct pf_user *")
         call.target, call.way, call.threads, call.cpus = node, self._way, self._threads, self._cpus
         call.flags = lib.PF_USER_AGAIN | (lib.PF_USER_NO_FILL if self._warm else 0)
+        if self._warm and self._way == WAYS["checked"]:
+            # The old pages go to the pool, not back to the kernel; the other ways cannot do that.
+            call.flags |= lib.PF_USER_EXACT
         call.extents, call.n_extents = self._extents, 1
         if self._warm:
             code = lib.pf_pool_reserve(node, self._shift, size, self._threads, self._cpus)
@@ -242,9 +246,7 @@ class _User:
         progress = call.progress
         if code or progress.bytes_moved != size:
             raise RuntimeError(f"the user engine moved {progress.bytes_moved} of {size}: {code}")
-        # At the ends of the range are parts of page tables, which the pool does not serve.
-        if self._warm and progress.bytes_pooled < size - 2 * HUGE:
-            raise RuntimeError(f"only {progress.bytes_pooled} of {size} bytes came from the pool")
+        self.pooled.append(int(progress.bytes_pooled) / size)
         self.stalls = [a + b for a, b in zip(self.stalls, progress.stalls, strict=True)]
         self.longest_us = max(self.longest_us, int(progress.stall_us_max))
         return seconds
@@ -271,6 +273,8 @@ def _summary(
         "stall_p50_ms": stalls.p50_ms if stalls else None,
         "stall_p99_ms": stalls.p99_ms if stalls else None,
         "stall_max_ms": stalls.max_ms if stalls else None,
+        # Small pieces, as the bound on stalls makes them on a slow machine, come from elsewhere.
+        "pooled": statistics.median(user.pooled) if user is not None else None,
         "samples": own,
     }
 

@@ -50,7 +50,7 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         table = Table(
             box=None, padding=(0, 1), title=f"{case['page_size']} pages", title_justify="left"
         )
-        for column in ("", "GB/s", f"of {COPY}", "stall p50", "p99", "max ms"):
+        for column in ("", "GB/s", f"of {COPY}", "pooled", "stall p50", "p99", "max ms"):
             table.add_column(column, justify="right" if column else "left", no_wrap=True)
         for way in case["ways"]:
             stalls = [way[f"stall_{name}_ms"] for name in ("p50", "p99", "max")]
@@ -58,6 +58,7 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
                 way["name"],
                 f"{way['gbps']:.2f} ({way['gbps_low']:.2f}–{way['gbps_high']:.2f})",
                 f"{way['ratio']:.2f}×",
+                "" if way["pooled"] is None else f"{way['pooled']:.0%}",
                 *("" if stall is None else f"{stall:.2f}" for stall in stalls),
             )
         out.print(table)
