@@ -8,7 +8,7 @@
 #include "crew.h"
 #include "kernel_engine.h"
 
-#define FIRST_BYTES (1u << 20)
+#define FIRST_BYTES (2u << 20)	/* not less than a huge page that is listed in base pages */
 
 /* Less for each worker is done before a helper has been woken up. */
 #define WORKER_BYTES (128u << 10)

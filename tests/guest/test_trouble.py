@@ -68,8 +68,10 @@ def test_full_node(kind: str, threads: int, full_node_1: Path) -> None:
     assert where[1] == moved
     memory.check()
     assert result.as_dict()["stopped"] == "ENOMEM"
+    # Asked again it takes what has become free meanwhile, and nothing comes back.
     again = move(memory.words, 1, threads=threads, exact=True)
-    assert again.stopped == errno.ENOMEM and again.bytes_already >= moved
+    assert again.stopped in (errno.ENOMEM, 0)
+    assert memory.nodes().get(1, 0) >= moved
     memory.check()
     # With room again, all of it moves.
     full_node_1.write_text("0")
