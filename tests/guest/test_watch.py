@@ -44,7 +44,8 @@ def away():
     code = f"""
         import os
         from pathlib import Path
-        os.sched_setaffinity(0, {{0}})
+        for thread in os.listdir("/proc/self/task"):  # numpy's library has some of its own
+            os.sched_setaffinity(int(thread), {{0}})
         Path("/proc/self/comm").write_text("!away")
         memory = Memory("base", {SIZE}, node=1)
         say(memory.address)
