@@ -17,6 +17,8 @@ AGAIN = (
     '{ echo "--- once more, what failed:"; $pytest --last-failed "$@"; }'
 )
 
+GUEST_FAILED = 125  # what "pageferry lab run" ends with then
+
 
 def main() -> int:
     """Run the guests one after the other; they would only slow each other down."""
@@ -36,7 +38,11 @@ def main() -> int:
             sys.executable, "-m", "pageferry", "lab", "run", "--timeout", "900", *machine["args"],
             "--", "sh", "-c", AGAIN, sys.executable, *machine["tests"],
         ]  # fmt: skip
-        if subprocess.run(command, cwd=ROOT).returncode:
+        code = subprocess.run(command, cwd=ROOT).returncode
+        if code == GUEST_FAILED:
+            print("--- the guest itself failed, not a test in it: once more", flush=True)
+            code = subprocess.run(command, cwd=ROOT).returncode
+        if code:
             failed.append(machine["name"])
     print(f"\nguest tests: {len(wanted)} machines, failed: {', '.join(failed) or 'none'}")
     return bool(failed)
