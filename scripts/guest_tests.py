@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What failed is run once more, and both outcomes are shown: under emulation, a test now and then
-#: meets a CPU that stands still. What fails twice has failed.
+#: What failed is run once more, alone, and both outcomes are shown: some tests still depend on what
+#: ran before them in the same guest. What fails twice has failed.
 AGAIN = (
     'pytest="$0 -m pytest -o cache_dir=/tmp/pytest-cache"; $pytest "$@" || '
     '{ echo "--- once more, what failed:"; $pytest --last-failed "$@"; }'

@@ -120,7 +120,7 @@ PF_API int64_t pf_survey_next(struct pf_survey *survey, struct pf_extent *extent
  * a crew of its own. Too few threads to be had is no error. Returns the number
  * of workers that took part.
  *
- * Helpers run at SCHED_IDLE, so that they take no time from anyone, where they
+ * Helpers work at SCHED_IDLE, so that they take no time from anyone, where they
  * can be lifted out of it (CAP_SYS_NICE or RLIMIT_NICE): the caller does that
  * when it has waited 0.5 ms for them, and a thread that watches over them does
  * it for one that gets no CPU in the middle of its work. Both engines' helpers
@@ -131,7 +131,7 @@ PF_API int pf_crew_run(uint32_t threads, const int32_t *cpus,
 		       void (*work)(void *arg, uint32_t worker), void *arg,
 		       int (*poll)(void *arg), void *poll_arg, uint32_t poll_us);
 
-/* 1: helpers run at SCHED_IDLE. 0: like other threads, as nobody could lift them again. */
+/* 1: helpers work at SCHED_IDLE. 0: like other threads, as nobody could lift them again. */
 PF_API int pf_crew_yields(void);
 
 /* Helpers that exist now, busy or idle. */
