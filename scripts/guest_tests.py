@@ -10,13 +10,6 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What failed is run once more, alone, and both outcomes are shown: some tests still depend on what
-#: ran before them in the same guest. What fails twice has failed.
-AGAIN = (
-    'pytest="$0 -m pytest -o cache_dir=/tmp/pytest-cache"; $pytest "$@" || '
-    '{ echo "--- once more, what failed:"; $pytest --last-failed "$@"; }'
-)
-
 GUEST_FAILED = 125  # what "pageferry lab run" ends with then
 
 
@@ -36,7 +29,7 @@ def main() -> int:
         print(f"\n=== guest: {machine['name']} ({' '.join(machine['args'])}) ===", flush=True)
         command = [
             sys.executable, "-m", "pageferry", "lab", "run", "--timeout", "900", *machine["args"],
-            "--", "sh", "-c", AGAIN, sys.executable, *machine["tests"],
+            "--", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *machine["tests"],
         ]  # fmt: skip
         code = subprocess.run(command, cwd=ROOT).returncode
         if code == GUEST_FAILED:

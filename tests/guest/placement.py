@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that begins on a known node, and where it is by another authority than pageferry.
 
-Placement by set_mempolicy(2), answers by /proc/PID/numa_maps: neither rests on move_pages(2).
+Placement by set_mempolicy(2), answers by /proc/PID/numa_maps: neither rests on move_pages(2), which
+is asked only where numa_maps tells of more than was asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PAGE = mmap.PAGESIZE
 NOBODY = 65534
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 MAP_HUGETLB = 0x40000
-_SET_MEMPOLICY, _GET_MEMPOLICY = 238, 239  # x86-64
+_SET_MEMPOLICY, _MOVE_PAGES = 238, 279  # x86-64
 _DEFAULT, _BIND, _INTERLEAVE = 0, 2, 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,37 +98,34 @@ class Memory(PageArray):
 
     def nodes(self) -> dict[int, int]:
         """Bytes by node."""
-        found = nodes_of(self.address, self.bytes)
-        # Too many: the kernel has merged the mapping with a small neighbour.
-        return found if 0 < sum(found.values()) <= self.bytes else _nodes_by_page(self)
+        return nodes_of(self.address, self.bytes)
 
 
-def _nodes_by_page(memory: Memory) -> dict[int, int]:
-    """Ask get_mempolicy(2) for each page: slower, and for this process only."""
-    found: dict[int, int] = {}
-    node = ctypes.c_int()
-    by_address = 1 | 2  # MPOL_F_NODE, MPOL_F_ADDR
-    for page in memory.addresses.tolist():
-        pointer = ctypes.c_void_p(page)
-        assert not _libc.syscall(_GET_MEMPOLICY, ctypes.byref(node), None, 0, pointer, by_address)
-        found[node.value] = found.get(node.value, 0) + memory.unit
-    return found
+def _nodes_by_page(address: int, size: int, pid: int) -> dict[int, int]:
+    """Ask the kernel for each page, by a bare move_pages(2) that moves nothing."""
+    count = size // PAGE
+    pages = np.uint64(address) + np.arange(count, dtype=np.uint64) * np.uint64(PAGE)
+    status = np.empty(count, np.int32)
+    pointers = (ctypes.c_void_p(pages.ctypes.data), None, ctypes.c_void_p(status.ctypes.data))
+    done = _libc.syscall(_MOVE_PAGES, pid, ctypes.c_ulong(count), *pointers, 0)
+    assert not done, os.strerror(ctypes.get_errno())
+    nodes, pages_of = np.unique(status[status >= 0], return_counts=True)
+    return {int(n): int(p) * PAGE for n, p in zip(nodes, pages_of, strict=True)}
 
 
-def nodes_of(address: int, size: int, pid: int | str = "self") -> dict[int, int]:
-    """Bytes by node of the mappings in a range, by numa_maps.
+def nodes_of(address: int, size: int, pid: int | None = None) -> dict[int, int]:
+    """Bytes by node of a range, by numa_maps.
 
-    Empty when the kernel has merged one of them with a neighbour, so that it says too much.
+    Where the kernel has merged the mapping with a neighbour, so that numa_maps tells of more than
+    the range, by a query for each page.
     """
     found: dict[int, int] = {}
     starts = set()
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    for line in Path(f"/proc/{pid or 'self'}/maps").read_text().splitlines():
         first, last = (int(part, 16) for part in line.split()[0].split("-"))
         if first < address + size and last > address:
-            if first < address - HUGE or last > address + size + HUGE:
-                return {}
             starts.add(first)
-    for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines():
+    for line in Path(f"/proc/{pid or 'self'}/numa_maps").read_text().splitlines():
         words = line.split()
         if int(words[0], 16) not in starts:
             continue
@@ -137,7 +135,7 @@ def nodes_of(address: int, size: int, pid: int | str = "self") -> dict[int, int]
             node, _, pages = word.partition("=")
             if node[:1] == "N" and node[1:].isdigit():
                 found[int(node[1:])] = found.get(int(node[1:]), 0) + int(pages) * unit
-    return found
+    return found if sum(found.values()) <= size else _nodes_by_page(address, size, pid or 0)
 
 
 class Script:

@@ -105,7 +105,7 @@ def test_range_and_exit_code_1(child: Target) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["bytes_moved"] == 1 << 20
     assert where(child) == {here: SIZE - (1 << 20), 1 - here: 1 << 20}
     with open(f"/proc/{child.pid}/maps") as maps:
-        library = next(line for line in maps if "libc" in line and "r-xp" in line)
+        library = next(line for line in maps if "/libc." in line and "r-xp" in line)
     text = "-".join("0x" + part for part in library.split()[0].split("-"))
     for node in (0, 1):
         done = run("move", child.pid, "--to", node, "--range", text)
@@ -117,7 +117,7 @@ def test_range_and_exit_code_1(child: Target) -> None:
 
 def test_shared(child: Target) -> None:
     with open(f"/proc/{child.pid}/maps") as maps:
-        library = next(line for line in maps if "libm" in line and "r-xp" in line)
+        library = next(line for line in maps if "/libm." in line and "r-xp" in line)
     text = "-".join("0x" + part for part in library.split()[0].split("-"))
     for node in (1, 0):
         done = run("move", child.pid, "--to", node, "--range", text, "--shared", "--json")

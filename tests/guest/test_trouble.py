@@ -43,6 +43,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_node_1(pools: tuple[Path, Path]) -> Path:
     """Node 1 with little left: hugetlb pages take its memory without waking the OOM killer."""
     _, pool = pools
+    Path("/proc/sys/vm/drop_caches").write_text("3")  # or the move itself would push them out
     for _ in range(3):
         pool.write_text("100000")
     got = int(pool.read_text())
