@@ -58,6 +58,7 @@ struct helper {
 		uint64_t looked_us;
 		uint64_t run_ns;
 		uint64_t wait_ns;
+		uint64_t rested_ns;	/* of waiting when the last job was done; 0: not known */
 	} own;
 };
 

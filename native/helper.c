@@ -15,7 +15,7 @@
 enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
-	LATE_US = 1000,		/* an idle CPU is had in a tenth of that */
+	LATE_NS = 2000000,	/* less than a tick; an idle CPU is had in a tenth of that */
 	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
 	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
@@ -49,18 +49,36 @@ static bool schedstat(uint64_t *run_ns, uint64_t *wait_ns)
 	return true;
 }
 
+/*
+ * Beside a busy thread one at SCHED_IDLE gets a CPU after a tick, for a tick,
+ * and then none for a second: no time to begin anything. What counts is how
+ * long it waited in the run queue, as a virtual CPU that sleeps may take
+ * milliseconds to wake up. A new thread has had its own beginning to do.
+ */
+static bool came_late(const struct helper *self)
+{
+	if (!self->yields || self->jobs < 2)
+		return false;
+	if (self->own.rested_ns)
+		return self->own.wait_ns - self->own.rested_ns > LATE_NS;
+	return self->own.looked_us - self->offered_us > LATE_NS / 1000;
+}
+
 static void open_account(struct helper *self)
 {
 	self->own.looked_us = now_us();
-	/*
-	 * Beside a busy thread one at SCHED_IDLE gets a CPU after a tick, for a
-	 * tick, and then none for a second: no time to begin anything. A new
-	 * thread has had its own beginning to do.
-	 */
-	self->own.late = self->yields && self->jobs > 1 &&
-			 self->own.looked_us - self->offered_us > LATE_US;
-	if (self->own.late || !schedstat(&self->own.run_ns, &self->own.wait_ns))
-		self->own.run_ns = self->own.wait_ns = 0;
+	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
+		self->own.run_ns = self->own.wait_ns = self->own.rested_ns = 0;
+	self->own.late = came_late(self);
+}
+
+/* After the job, so that nobody waits for it. */
+static void close_account(struct helper *self)
+{
+	uint64_t run_ns;
+
+	if (!schedstat(&run_ns, &self->own.rested_ns))
+		self->own.rested_ns = 0;
 }
 
 bool crew_go_on(void)
@@ -119,6 +137,7 @@ static void *helper_main(void *arg)
 		/* The caller may go, and its job with it, from here on. */
 		__atomic_store_n(&self->state, HELPER_DONE, __ATOMIC_RELEASE);
 		futex_wake(&self->state);
+		close_account(self);
 	}
 	if (self->detached)
 		free(self);
