@@ -18,6 +18,7 @@ from .errors import (
     PageferryError,
     ProcessGoneError,
     RangeError,
+    TargetError,
     UnsupportedError,
 )
 from .exchange import ExchangeInterrupted, ExchangeResult, exchange
@@ -29,7 +30,9 @@ from .plan import Plan
 from .planning import plan_move
 from .policy import Bound, Migrated, bind, interleave, migrate_pages
 from .pool import Reservation, reserve
+from .processes import Process, find_processes
 from .report import Failure, MoveResult, Placement
+from .several import MovesInterrupted, ProcessesMoved, ProcessMoved, move_processes
 from .topology import Topology, topology
 from .version import __version__
 
@@ -44,16 +47,21 @@ __all__ = [
     "Migrated",
     "MoveInterrupted",
     "MoveResult",
+    "MovesInterrupted",
     "NodeError",
     "NodeFullError",
     "NotPermittedError",
     "PageferryError",
     "Placement",
     "Plan",
+    "Process",
     "ProcessGoneError",
+    "ProcessMoved",
+    "ProcessesMoved",
     "Progress",
     "RangeError",
     "Reservation",
+    "TargetError",
     "Topology",
     "UnsupportedError",
     "__version__",
@@ -61,6 +69,7 @@ __all__ = [
     "copy",
     "empty",
     "exchange",
+    "find_processes",
     "full",
     "interleave",
     "local_node",
@@ -68,6 +77,7 @@ __all__ = [
     "migrate_pages",
     "move",
     "move_async",
+    "move_processes",
     "on_local_node",
     "plan_move",
     "reserve",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import console
-from .errors import DescriptionError, NodeError, PageferryError, RangeError
+from .errors import DescriptionError, NodeError, PageferryError, RangeError, TargetError
 from .version import __version__
 
 COMMANDS = (
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _run(args)
-    except (NodeError, RangeError, DescriptionError) as error:
+    except (NodeError, RangeError, DescriptionError, TargetError) as error:
         console.complain(str(error))
         return 2
     except PageferryError as error:

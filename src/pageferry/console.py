@@ -48,5 +48,6 @@ def size(count: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number of things: ``1 core``, ``2 cores``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Return a number of things: ``1 core``, ``2 cores``, ``3 processes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"

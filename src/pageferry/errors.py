@@ -53,6 +53,10 @@ class DescriptionError(PageferryError, ValueError):
     """A saved plan or the description of a machine that makes no sense."""
 
 
+class TargetError(PageferryError, ValueError):
+    """A request that names no target, or one that cannot be: a cgroup, a unit, a pattern."""
+
+
 class UnsupportedError(PageferryError):
     """The running kernel lacks what the request needs."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import pressure
 from .flags import MigrateMode
@@ -137,6 +137,15 @@ class Outlook:
     placement: Placement
     bytes_to_move: int
     bytes_already: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "bytes_to_move": self.bytes_to_move,
+            "bytes_already": self.bytes_already,
+            "placement": self.placement.as_dict(),
+            "plan": self.plan.as_dict(),
+        }
 
 
 def outlook(

@@ -150,6 +150,17 @@ def anon_huge(pid: int | None = None) -> dict[int, tuple[int, int]]:
     return {use.mapping.start: (use.rss, use.anon_huge) for use in smaps(pid)}
 
 
+def stat(path: Path) -> tuple[str, list[bytes]]:
+    """Return the name in a ``stat`` file, and the fields after it, the state being the first.
+
+    Raises ``OSError`` as reading it does, and ``ValueError`` for another file.
+    """
+    content = path.read_bytes()
+    # A name may hold spaces and parentheses; the fields after it hold none.
+    start, end = content.index(b"("), content.rindex(b")")
+    return os.fsdecode(content[start + 1 : end]), content[end + 1 :].split()
+
+
 def vmstat(*, proc: str | os.PathLike[str] = "/proc") -> dict[str, int]:
     """Return the kernel's migration and NUMA counters from ``/proc/vmstat``.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import procfs
 from .pages import PAGE_SIZE
 from .topology import Topology, topology
 
@@ -163,7 +164,7 @@ class ProcessScan:
             if not folder.name.isdecimal():
                 continue
             try:
-                name, fields = _stat(folder / "stat")
+                name, fields = procfs.stat(folder / "stat")
             except (OSError, ValueError, IndexError):
                 continue  # it has ended
             resident, started = int(fields[21]) * PAGE_SIZE, int(fields[19])
@@ -198,7 +199,7 @@ class ProcessScan:
             threads = []
         for thread in threads[:_THREADS]:
             try:
-                cpu = int(_stat(thread / "stat")[1][36])
+                cpu = int(procfs.stat(thread / "stat")[1][36])
             except (OSError, ValueError, IndexError):
                 continue
             if (node := self._node_of.get(cpu)) is not None:
@@ -252,11 +253,3 @@ class BackgroundScan:
 
 
 _NOT_YET = 2
-
-
-def _stat(path: Path) -> tuple[str, list[bytes]]:
-    """Return the name in a ``stat`` file, and the fields after it, the state being the first."""
-    content = path.read_bytes()
-    # A name may hold spaces and parentheses; the fields after it hold none.
-    start, end = content.index(b"("), content.rindex(b")")
-    return os.fsdecode(content[start + 1 : end]), content[end + 1 :].split()

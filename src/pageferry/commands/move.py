@@ -6,28 +6,29 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import sys
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from .. import console, engine
+from .. import console
 from ..errors import errno_name
 from ..flags import MigrateMode
 from ..migrate import MoveInterrupted, move
+from ..progress_bar import MoveBar
 from ..report import MoveResult, page_hint
-from . import arguments, plan
+from . import arguments, plan, several_processes
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the verb's parser."""
     parser = subparsers.add_parser(
         "move",
-        help="move a process's memory to a node",
-        description="Move the pages of a process to a node with many threads. Pages that other "
-        "processes use too stay, unless --shared is given.",
+        help="move processes' memory to a node",
+        description="Move the pages of processes to a node with many threads. Pages that other "
+        "processes use too stay, unless --shared is given. Several processes are moved one after "
+        "the other; what goes wrong with one of them does not stop the others. This process, "
+        "kernel threads and what has ended are not meant by --cgroup, --unit and --name.",
         epilog="Ctrl-C ends the move between two batches and reports what moved; memory is "
-        "whole at any time. Exit codes: 0 all moved, 1 something not moved, 2 usage, 130 Ctrl-C.",
+        "whole at any time. Exit codes: 0 all moved, 1 something not moved (with several "
+        "processes: of one of them, also as it ended), 2 usage, 130 Ctrl-C.",
     )
     plan.add_request(parser)
     parser.add_argument(
@@ -68,34 +69,24 @@ def run(args: argparse.Namespace) -> int:
     if given is not None and plan.MODES[args.mode] not in (MigrateMode.SYNC, given.mode):
         console.complain(f"--mode {args.mode} contradicts the plan, which has {given.mode!r}")
         return 2
+    several = plan.processes(args)
+    request: dict[str, Any] = {
+        "source": source,
+        "mode": plan.MODES[args.mode],
+        "threads": args.threads,
+        "plan": given,
+        "partial": args.partial,
+        "shared": args.shared,
+        "exact": args.exact,
+        "max_gbps": args.max_gbps,
+        "stall_ms": args.stall_ms,
+    }
+    if several is not None:
+        return several_processes.move(several, node, request, as_json=args.json)
     interrupted = False
     try:
-        with _bar() as bar:
-            task = bar.add_task(f"to node {node}", total=None, rate="")
-
-            def show_progress(now: engine.Progress) -> None:
-                bar.update(
-                    task,
-                    total=now.bytes_total,
-                    completed=now.bytes_done,
-                    rate=f"{console.size(now.bytes_moved)} at {now.gbps:.2f} GB/s",
-                )
-
-            result = move(
-                args.addresses,
-                node,
-                pid=args.pid,
-                source=source,
-                mode=plan.MODES[args.mode],
-                threads=args.threads,
-                plan=given,
-                partial=args.partial,
-                shared=args.shared,
-                exact=args.exact,
-                progress=show_progress,
-                max_gbps=args.max_gbps,
-                stall_ms=args.stall_ms,
-            )
+        with MoveBar(f"to node {node}") as bar:
+            result = move(args.addresses, node, pid=args.pids[0], progress=bar.show, **request)
     except MoveInterrupted as stop:
         result = stop.result
         interrupted = True
@@ -106,19 +97,6 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         return 130
     return 0 if result.complete else 1
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console.console(sys.stderr),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def show(result: MoveResult) -> None:

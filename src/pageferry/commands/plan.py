@@ -7,16 +7,18 @@ import argparse
 import errno
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..errors import DescriptionError, PageferryError
+from ..errors import DescriptionError, PageferryError, TargetError
 from ..flags import MigrateMode, parse_nodes
 from ..plan import Plan
 from ..planning import Outlook, outlook
+from ..processes import Process, find_processes
 from ..topology import topology
-from . import arguments
+from . import arguments, several_processes
 
 MODES = {"async": MigrateMode.ASYNC, "light": MigrateMode.SYNC_LIGHT, "sync": MigrateMode.SYNC}
 _LONGEST = 1 << 20  # characters of a file with a plan
@@ -27,9 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="say what a move would do, how, and how long it would take",
-        description="Plan the move of a process's pages to a node and print the plan: engine, "
+        description="Plan the move of processes' pages to a node and print the plan: engine, "
         "threads and their CPUs, batch, expected time, and the reasons. Nothing moves. What "
-        "--json prints, pageferry move --plan runs.",
+        "--json prints of one process, pageferry move --plan runs.",
     )
     add_request(parser)
     arguments.add_json(parser)
@@ -38,7 +40,32 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to move where, and how."""
-    parser.add_argument("pid", type=arguments.process, metavar="PID")
+    parser.add_argument(
+        "pids", type=arguments.process, nargs="*", metavar="PID", help="a process; or several"
+    )
+    parser.add_argument(
+        "--cgroup",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="all processes of this cgroup and those below it: a folder, or what "
+        "/proc/PID/cgroup has; can be repeated",
+    )
+    parser.add_argument(
+        "--unit",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="all processes of this systemd unit (of the system, not of a user); can be repeated",
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="all processes with command names (as ps -o comm= has them, at most 15 characters) "
+        "like this shell pattern; can be repeated",
+    )
     parser.add_argument("--to", required=True, metavar="NODE", help="the node to move to")
     parser.add_argument(
         "--from", dest="source", metavar="NODES", help="only pages on these nodes: 0-3, !2, all"
@@ -56,6 +83,23 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def processes(args: argparse.Namespace) -> list[Process] | None:
+    """Return the processes that the arguments name; None where it is one, by its id.
+
+    Raises ``TargetError`` where none is named, or a range is given for several.
+    """
+    by_others = bool(args.cgroup or args.unit or args.name)
+    if not args.pids and not by_others:
+        raise TargetError(
+            errno.EINVAL, "no process is named", "give process ids, --cgroup, --unit or --name"
+        )
+    if len(args.pids) == 1 and not by_others:
+        return None
+    if args.addresses is not None:
+        raise TargetError(errno.EINVAL, "--range is for one process", "give one process id")
+    return find_processes(args.pids, cgroups=args.cgroup, units=args.unit, names=args.name)
+
+
 def sources(args: argparse.Namespace) -> frozenset[int] | None:
     """Read ``--from``, None for all nodes. Raises ``NodeError``."""
     if args.source is None:
@@ -67,31 +111,28 @@ def sources(args: argparse.Namespace) -> frozenset[int] | None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan of the move that the arguments ask for."""
     node = arguments.one_node(args.to)
-    found = outlook(
+    several = processes(args)
+    look = partial(
+        outlook,
         args.addresses,
         node,
-        pid=args.pid,
         source=sources(args),
         mode=MODES[args.mode],
         threads=args.threads,
         partial=args.partial,
     )
+    if several is not None:
+        return several_processes.plan(several, node, look, as_json=args.json)
+    (pid,) = args.pids
+    found = look(pid=pid)
     free = topology().free(node)
     if args.json:
         console.print_json(
-            {
-                "dry_run": True,
-                "pid": args.pid,
-                "node": node,
-                "bytes_to_move": found.bytes_to_move,
-                "bytes_already": found.bytes_already,
-                "bytes_free_on_node": free,
-                "placement": found.placement.as_dict(),
-                "plan": found.plan.as_dict(),
-            }
+            {"dry_run": True, "pid": pid, "node": node, "bytes_free_on_node": free}
+            | found.as_dict()
         )
     else:
-        show(found, args.pid, node, free)
+        show(found, pid, node, free)
     return 0
 
 
