@@ -8,7 +8,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man clean help test-kernel test-stress
+	man docs clean help test-kernel test-stress
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
+	@echo "make docs    the documentation as a site, in build-docs/"
 	@echo "make man     the manual page"
 	@echo "make format  ruff format and fix;  make lint: ruff and mypy"
 
@@ -70,6 +71,10 @@ lab: build
 
 wheel: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
+docs: build
+	$(BIN)/python -m sphinx -q -W --keep-going -d build-docs/.doctrees docs build-docs
+	@echo "build-docs/index.html"
 
 # What the build made from the command's own parser.
 man: build
