@@ -65,7 +65,8 @@ class KernelRun:
     Give it a plan with ``follow``, then windows of extents with ``run``; counts add up. An
     exception out of ``progress``, a signal handler's (Ctrl-C) and a set ``cancel`` event end it
     between two batches; the exception is kept in ``exception``. The end of ``process`` ends it
-    with ESRCH. ``total`` bytes are what progress is measured against.
+    with ESRCH, that of the time in ``limits`` as a cancel does. ``total`` bytes are what progress
+    is measured against.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class KernelRun:
         self.total = total
         self._process = process
         self._ended = False
+        self.timed_out = False
         self._windows = 0
         self._progress = progress
         self._cancel = cancel
@@ -103,9 +105,12 @@ class KernelRun:
         c.flags = (lib.PF_MOVE_SHARED if shared else 0) | (lib.PF_MOVE_EXACT if exact else 0)
         c.sources = self._sources
         c.pace.max_rate = self._limits.max_rate
-        c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, _POLL_US
+        poll_us = _POLL_US
+        if self._limits.timeout is not None:  # a short time is kept to as well
+            poll_us = min(poll_us, max(int(self._limits.timeout * 1e6 / 8), 1000))
+        c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, poll_us
         if user is not None:
-            user.poll_by(lib.pf_python_poll, self._handle, _POLL_US)
+            user.poll_by(lib.pf_python_poll, self._handle, poll_us)
 
     def follow(self, plan: Plan, *, judge: bool = False) -> None:
         """Do what is run from now on as ``plan`` says.
@@ -212,11 +217,19 @@ class KernelRun:
             return True
         if self._progress is not None:
             self._progress(self.glance())
-        return self._cancel is not None and self._cancel.is_set()
+        return self._asked_to_end()
+
+    def _asked_to_end(self) -> bool:
+        """Say whether the event is set, or the time is over."""
+        if self._cancel is not None and self._cancel.is_set():
+            return True
+        limit = self._limits.timeout
+        self.timed_out = limit is not None and time.perf_counter() - self._begun >= limit
+        return self.timed_out
 
     def look(self) -> None:
         """Poll if it is due, and end the move if there is a reason. For use between windows."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self._asked_to_end():
             self.end()
         elif self._windows and time.perf_counter() - self._asked >= _POLL_US / 1e6:
             try:
@@ -240,8 +253,8 @@ class KernelRun:
 
     @property
     def cancelled(self) -> bool:
-        """True after a cancel; the end of the process is none."""
-        return bool(self._c.cancel) and not self._ended
+        """True after a cancel; the end of the process or of the time is none."""
+        return bool(self._c.cancel) and not self._ended and not self.timed_out
 
     @property
     def bytes_moved(self) -> int:

@@ -66,6 +66,7 @@ def move(
     survey: str | None = None,
     max_gbps: float | None = None,
     stall_ms: float | None = None,
+    timeout: float | None = None,
     engine: str = "auto",
     way: str = "auto",
     page_size: str | None = None,
@@ -98,6 +99,8 @@ def move(
       are more of them, each with a fixed cost; the program's own waits for a page do not get
       shorter (see docs/design.md). For the user engine: what no access to memory should wait
       longer than, instead of 20.
+    - ``timeout``: after so many seconds the move ends between two batches, as by ``cancel``;
+      ``MoveResult.timed_out`` says so.
     - ``engine``: ``"kernel"``; ``"user"``, which copies this process's private anonymous memory
       itself and hands what it can't do to the kernel's; or ``"auto"``: the user engine for
       arrays and buffers of this process, by ``checked``, where a trial on the first pieces shows
@@ -120,7 +123,7 @@ def move(
         node = int(node) if isinstance(node, np.integer) else node
         check_node(node, pid)
         sources = check_sources(source)
-        limits = Limits(max_gbps, stall_ms)
+        limits = Limits(max_gbps, stall_ms, timeout)
         bound = shared or statuses or sources is not None or max_gbps is not None
         user = choose_engine(
             what, node, engine, way, page_size, stall_ms=stall_ms, exact=exact, bound=bound
@@ -158,10 +161,11 @@ def _move(
     begun, cpu_begun = time.perf_counter(), time.process_time()
     verified: Counter[int] = Counter()
     seen = False
-    interrupted = False
+    interrupted = timed_out = False
     ended_with = 0
+    windows = pages.windows()
     try:
-        for extents in pages.windows():
+        for extents in windows:
             seen = True
             if planning.follow(extents):
                 run.follow(planning.plan, judge=planning.judged)
@@ -171,6 +175,9 @@ def _move(
                 verified.update(_verify(extents, what.pid))
             if code:
                 break
+        timed_out = run.timed_out
+        if timed_out and not run.counts()["bytes_skipped"]:
+            timed_out = next(windows, None) is not None  # or it ended just in time
     except KeyboardInterrupt:
         interrupted = True
     except PageferryError as error:
@@ -184,7 +191,7 @@ def _move(
     elif ended_with and not run.touched:
         raise refusal(ended_with, what, node)
     counts = run.counts()
-    ended = interrupted or ended_with or run.cancelled
+    ended = interrupted or ended_with or run.cancelled or timed_out
     result = MoveResult(
         node=node,
         pid=what.pid or None,
@@ -197,6 +204,7 @@ def _move(
         bytes_cut=pages.bytes_cut,
         stopped=ended_with,
         cancelled=interrupted or run.cancelled,
+        timed_out=timed_out,
         whole_process=what.whole_process,
         survey=pages.method,
         verified=dict(verified),

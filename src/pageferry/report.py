@@ -87,7 +87,8 @@ class MoveResult:
     shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after all);
     ``bytes_cut``, in huge pages that the range covers in part. ``failed`` counts pages by
     errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
-    tried, as the move ended early: ``stopped`` is the errno that ended it, or 0. ``exact`` is
+    tried, as the move ended early: ``stopped`` is the errno that ended it, or 0, ``cancelled`` and
+    ``timed_out`` (by ``timeout=``) tell of other reasons. ``exact`` is
     False when only a sample of the base pages was asked for its node beforehand, so that pages
     which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
     this process used meanwhile, all its threads together, and ``helpers_left`` how many threads
@@ -122,6 +123,7 @@ class MoveResult:
     failures: tuple[Failure, ...] = ()
     stopped: int = 0
     cancelled: bool = False
+    timed_out: bool = False
     whole_process: bool = False
     exact: bool = True
     workers: int = 1
@@ -160,7 +162,8 @@ class MoveResult:
         nearly every process shares its libraries.
         """
         failed = sum(self.failed.values()) - (self.shared if self.whole_process else 0)
-        return not (failed or self.bytes_skipped or self.stopped or self.cancelled)
+        ended = self.stopped or self.cancelled or self.timed_out
+        return not (failed or self.bytes_skipped or ended)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON; errnos by name, without the per-page statuses."""

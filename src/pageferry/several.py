@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import PageferryError, ProcessGoneError, errno_name
+from .limits import Limits
 from .migrate import MoveInterrupted, move
 from .nodes import check_node, check_sources
 from .process import HeldProcess
@@ -64,6 +65,7 @@ class ProcessesMoved:
     processes: tuple[ProcessMoved, ...]
     seconds: float
     cancelled: bool = False
+    timed_out: bool = False
 
     @property
     def results(self) -> list[MoveResult]:
@@ -112,6 +114,7 @@ class ProcessesMoved:
                 "seconds": self.seconds,
                 "gbps": self.gbps,
                 "cancelled": self.cancelled,
+                "timed_out": self.timed_out,
             },
             "processes": [moved.as_dict() for moved in self.processes],
         }
@@ -131,6 +134,7 @@ def move_processes(
     *,
     progress: Callable[[Process, Progress], object] | None = None,
     cancel: threading.Event | None = None,
+    timeout: float | None = None,
     **options: Any,
 ) -> ProcessesMoved:
     """Move whole processes to ``node``, one after the other; other ``options`` are ``move``'s.
@@ -138,20 +142,26 @@ def move_processes(
     ``processes`` are process ids, or what ``find_processes`` found. What goes wrong with one of
     them (it has ended, it may not be moved) is its ``error``, and does not stop the others. When
     ``cancel`` is set, or with Ctrl-C, which raises ``MovesInterrupted``, the move ends between two
-    batches, and the processes that it had not come to are untouched. Raises ``NodeError``,
+    batches, and the processes that it had not come to are untouched; so it does after ``timeout``
+    seconds for all of them together. Raises ``NodeError``,
     ``ValueError`` and ``TypeError`` for what makes no sense for any process.
     """
     chosen = [p if isinstance(p, Process) else find_processes([p])[0] for p in processes]
     check_node(node, chosen[0].pid if chosen else None)
     check_sources(options.get("source"))
+    Limits(timeout=timeout)
     begun = time.perf_counter()
     moved: list[ProcessMoved] = []
     interrupted = False
     for process in chosen:
         if cancel is not None and cancel.is_set():
             break
+        if timeout is not None:
+            options["timeout"] = max(begun + timeout - time.perf_counter(), 1e-6)
         try:
             moved.append(_one(process, node, progress, cancel, options))
+            if timeout is not None and time.perf_counter() - begun >= timeout:
+                break
         except MoveInterrupted as stop:
             moved.append(ProcessMoved(process, stop.result))
             interrupted = True
@@ -160,11 +170,16 @@ def move_processes(
             interrupted = True
             break
     cancelled = interrupted or (cancel is not None and cancel.is_set())
+    timed_out = not cancelled and (len(moved) < len(chosen) or _timed_out(moved))
     moved += map(ProcessMoved, chosen[len(moved) :])
-    result = ProcessesMoved(node, tuple(moved), time.perf_counter() - begun, cancelled)
+    result = ProcessesMoved(node, tuple(moved), time.perf_counter() - begun, cancelled, timed_out)
     if interrupted:
         raise MovesInterrupted(result)
     return result
+
+
+def _timed_out(moved: list[ProcessMoved]) -> bool:
+    return any(one.result is not None and one.result.timed_out for one in moved)
 
 
 def _one(

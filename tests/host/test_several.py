@@ -258,7 +258,7 @@ def test_an_end_leaves_the_rest_untouched(three: list[int]) -> None:
         if process.pid == three[1]:
             cancel.set()
 
-    result = move_processes(three, 0, progress=end, cancel=cancel)
+    result = move_processes(three, 0, threads=1, progress=end, cancel=cancel)
     assert result.cancelled and not result.complete
     assert pids(result.untouched) == [three[2]] and three[2] not in seen
     assert result.processes[0].complete
@@ -268,7 +268,7 @@ def test_an_end_leaves_the_rest_untouched(three: list[int]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(MovesInterrupted) as caught:
-        move_processes(three, 0, progress=interrupt)
+        move_processes(three, 0, threads=1, progress=interrupt)
     assert caught.value.result.cancelled and pids(caught.value.result.untouched) == three[1:]
 
 

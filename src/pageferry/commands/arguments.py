@@ -139,7 +139,7 @@ def say_written(args: argparse.Namespace, *paths: Path | None) -> None:
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add ``--max-gbps`` and ``--stall-ms``."""
+    """Add ``--max-gbps``, ``--stall-ms`` and ``--timeout``."""
     parser.add_argument(
         "--max-gbps",
         type=above_zero,
@@ -151,6 +151,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         type=above_zero,
         metavar="MS",
         help="how long one system call should take at most (default: 200)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="end the move between two batches after so long, with what has moved by then",
     )
 
 

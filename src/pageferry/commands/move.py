@@ -26,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "processes use too stay, unless --shared is given. Several processes are moved one after "
         "the other; what goes wrong with one of them does not stop the others. This process, "
         "kernel threads and what has ended are not meant by --cgroup, --unit and --name.",
-        epilog="Ctrl-C ends the move between two batches and reports what moved; memory is "
+        epilog="Ctrl-C ends the move between two batches and reports what moved, as --timeout "
+        "does (with exit code 1, and for all processes together); memory is "
         "whole at any time. Exit codes: 0 all moved, 1 something not moved (with several "
         "processes: of one of them, also as it ended), 2 usage, 130 Ctrl-C.",
     )
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "exact": args.exact,
         "max_gbps": args.max_gbps,
         "stall_ms": args.stall_ms,
+        "timeout": args.timeout,
     }
     if several is not None:
         return several_processes.move(several, node, request, as_json=args.json)
@@ -129,12 +131,14 @@ def show(result: MoveResult) -> None:
         if number != errno.EACCES and first:
             out.print("  first: " + ", ".join(f"{f.address:#x}" for f in first))
     if result.bytes_skipped:
-        why = "Ctrl-C" if result.cancelled else errno_name(result.stopped)
+        why = "Ctrl-C" if result.cancelled else "--timeout"
+        if result.stopped:
+            why = errno_name(result.stopped)
         out.print(f"Not tried: {console.size(result.bytes_skipped)}, the move ended by {why}")
         if result.stopped:
             out.print(f"  {os.strerror(result.stopped)}; {page_hint(result.stopped)}".rstrip("; "))
-    elif result.cancelled:
-        out.print("Ended by Ctrl-C")
+    elif result.cancelled or result.timed_out:
+        out.print(f"Ended by {'Ctrl-C' if result.cancelled else '--timeout'}")
     if result.fell_back:
         out.print(f"Fell back: {result.fell_back}")
     if result.helpers_left:

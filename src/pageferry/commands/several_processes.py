@@ -93,7 +93,7 @@ def show_moved(result: ProcessesMoved) -> None:
     )
     if result.untouched:
         pids = ", ".join(str(process.pid) for process in result.untouched)
-        out.print(f"Untouched, as the move ended before: {pids}")
+        out.print(f"Untouched, as {'--timeout' if result.timed_out else 'Ctrl-C'} ended it: {pids}")
 
 
 def _failed(moved: ProcessMoved) -> dict[int, int]:
@@ -115,6 +115,8 @@ def _outcome(moved: ProcessMoved) -> str:
         parts.append(f"ended by {errno_name(moved.result.stopped)}")
     if moved.result.cancelled:
         parts.append("ended by Ctrl-C")
+    if moved.result.timed_out:
+        parts.append("ended by --timeout")
     return ", ".join(parts)
 
 
