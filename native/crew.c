@@ -294,9 +294,9 @@ static void wait_for(struct waiting *waiting, struct helper *helper)
 	}
 }
 
-int pf_crew_run(uint32_t threads, const int32_t *cpus,
-		void (*work)(void *arg, uint32_t worker), void *arg,
-		int (*poll)(void *arg), void *poll_arg, uint32_t poll_us)
+static int run_job(uint32_t threads, const int32_t *cpus,
+		   void (*work)(void *arg, uint32_t worker), void *arg,
+		   int (*poll)(void *arg), void *poll_arg, uint32_t poll_us)
 {
 	struct job job = { .work = work, .arg = arg };
 	struct waiting waiting = {
@@ -305,8 +305,6 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 	struct helper *helper;
 	int workers = 1;
 
-	if (!threads || threads > PF_MAX_THREADS)
-		return -EINVAL;
 	if (threads == 1) {
 		work(arg, 0);
 		return 1;
@@ -323,6 +321,21 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 	for (helper = waiting.invited; helper; helper = helper->beside)
 		wait_for(&waiting, helper);
 	give_up_helpers(waiting.invited);
+	return workers;
+}
+
+int pf_crew_run(uint32_t threads, const int32_t *cpus,
+		void (*work)(void *arg, uint32_t worker), void *arg,
+		int (*poll)(void *arg), void *poll_arg, uint32_t poll_us)
+{
+	int cancelling, workers;
+
+	if (!threads || threads > PF_MAX_THREADS)
+		return -EINVAL;
+	/* The job is on this thread's stack, and helpers work for it. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	workers = run_job(threads, cpus, work, arg, poll, poll_arg, poll_us);
+	pthread_setcancelstate(cancelling, NULL);
 	return workers;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The kernel engine's workers, and the run that they make together. */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -241,7 +242,7 @@ static uint32_t worth_having(const struct pf_move *move, uint64_t pages)
 	return most < move->threads ? (most ? (uint32_t)most : 1) : move->threads;
 }
 
-int pf_move_run(struct pf_move *move)
+static int run(struct pf_move *move)
 {
 	uint64_t pages = extents_pages(move->extents, move->n_extents);
 	struct moving moving = { .move = move, .patience = PATIENCE };
@@ -273,4 +274,15 @@ int pf_move_run(struct pf_move *move)
 	if (move->error)
 		return -move->error;
 	return move->cancel ? -ECANCELED : 0;
+}
+
+int pf_move_run(struct pf_move *move)
+{
+	int cancelling, result;
+
+	/* A thread that ended at a pause between two batches would leave its lists behind. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	result = run(move);
+	pthread_setcancelstate(cancelling, NULL);
+	return result;
 }

@@ -241,6 +241,10 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 
 	pthread_mutex_lock(&pool.lock);
 	shelf = find_shelf(node, shift);
+	if (shelf && bytes < shelf->reserved && !whole_pages(bytes, shift)) {
+		pthread_mutex_unlock(&pool.lock);
+		return -EINVAL;
+	}
 	if (shelf)
 		shelf->reserved -= bytes < shelf->reserved ? bytes : shelf->reserved;
 	while (shelf && shelf->held > shelf->reserved) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mman.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -229,8 +230,8 @@ static void populate_slices(void *arg, uint32_t worker)
 	}
 }
 
-int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, uint32_t flags,
-		uint32_t threads, const int32_t *cpus)
+static int run(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, uint32_t flags,
+	       uint32_t threads, const int32_t *cpus)
 {
 	uint32_t base = base_page_shift();
 	struct populating populating = {
@@ -272,4 +273,16 @@ int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, ui
 	if (error < 0)
 		return error;
 	return populating.error ? populating.error : (int)populating.unknown;
+}
+
+int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t shift, uint32_t flags,
+		uint32_t threads, const int32_t *cpus)
+{
+	int cancelling, result;
+
+	/* A thread that ended here would leave a file open. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	result = run(start, bytes, node, shift, flags, threads, cpus);
+	pthread_setcancelstate(cancelling, NULL);
+	return result;
 }

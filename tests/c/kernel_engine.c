@@ -131,6 +131,49 @@ static void refused(struct pf_extent *extents, uint64_t n)
 	CHECK(pf_move_run(&move) == -EINVAL);
 }
 
+static int end_here_if_cancelled(void *arg)
+{
+	(void)arg;
+	pthread_testcancel();
+	return 0;
+}
+
+static void *move_with_a_cancellation_pending(void *arg)
+{
+	struct pf_move *move = arg;
+	int state;
+
+	CHECK(!pthread_cancel(pthread_self()));
+	CHECK(pf_move_run(move) == 0);
+	/* What was allowed before is so again, and has not been forgotten. */
+	CHECK(!pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state));
+	CHECK(state == PTHREAD_CANCEL_ENABLE);
+	move->poll = NULL;
+	CHECK(!pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL));
+	pthread_testcancel();
+	return NULL;
+}
+
+/* A thread that is to end does so after the move, not in the middle of it. */
+static void ends_after_the_move(struct pf_extent *extents, uint64_t n, int node)
+{
+	struct pf_move move = {
+		.target = node,
+		.blocking = PF_SYNC,
+		.threads = 2,
+		.extents = extents,
+		.n_extents = n,
+		.poll = end_here_if_cancelled,
+		.poll_us = 1,
+	};
+	pthread_t thread;
+	void *result;
+
+	CHECK(!pthread_create(&thread, NULL, move_with_a_cancellation_pending, &move));
+	CHECK(!pthread_join(thread, &result));
+	CHECK(result == PTHREAD_CANCELED && !move.poll);
+}
+
 int main(void)
 {
 	struct pf_extent extents[MAX_EXTENTS], other[MAX_EXTENTS];
@@ -187,6 +230,7 @@ int main(void)
 
 	cancelled(extents, n, nodes[0]);
 	refused(extents, n);
+	ends_after_the_move(extents, n, nodes[0]);
 	printf("kernel engine: ok, %d nodes\n", count);
 	return 0;
 }

@@ -113,6 +113,8 @@ static void the_bound_holds(void)
 	CHECK(b != MAP_FAILED);
 	pool_give(3, base, b, MIB);		/* nothing was reserved there */
 	CHECK(!pf_pool_bytes(3, base) && !mapped(b));
+	CHECK(pf_pool_release(0, base, MIB + 1) == -EINVAL);	/* a part of a page */
+	CHECK(pf_pool_bytes(0, base) == 6 * MIB && mapped(a + 2 * MIB - 1));
 	CHECK(pf_pool_release(0, base, UINT64_MAX) == (int64_t)(6 * MIB));
 	CHECK(!pf_pool_bytes(0, base) && !mapped(a));
 }
