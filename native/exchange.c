@@ -434,14 +434,14 @@ static bool valid(const struct pf_exchange *exchange, uint64_t page)
 	return true;
 }
 
-int pf_exchange_run(struct pf_exchange *exchange)
+static int run(struct pf_exchange *exchange)
 {
 	uint64_t page = (uint64_t)1 << base_page_shift();
 	const uint32_t needed = PF_USER_HAS_MOVE | PF_USER_HAS_EVENTS;
 	int64_t features = pf_user_features();
 	struct exchanging *exchanging;
 	uint64_t count, bytes, i;
-	int workers, cancelling;
+	int workers;
 
 	if (!exchange->threads || exchange->threads > PF_MAX_THREADS || !valid(exchange, page))
 		return -EINVAL;
@@ -463,11 +463,8 @@ int pf_exchange_run(struct pf_exchange *exchange)
 	exchanging->polled_us = now_us();
 	exchanging->pieces = (struct both *)&exchanging->workers[exchange->threads];
 	exchanging->n_pieces = cut_pieces(exchange, exchanging->pieces);
-	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	workers = pf_crew_run(exchange->threads, exchange->cpus, exchange_work, exchanging,
 			      poll_now, exchanging, exchange->poll_us);
-	pthread_setcancelstate(cancelling, NULL);
 	if (workers > (int)exchange->workers)
 		exchange->workers = (uint32_t)workers;
 	for (i = exchanging->next; i < count; i++)
@@ -478,4 +475,15 @@ int pf_exchange_run(struct pf_exchange *exchange)
 	if (exchange->error)
 		return -exchange->error;
 	return exchange->cancel ? -ECANCELED : 0;
+}
+
+int pf_exchange_run(struct pf_exchange *exchange)
+{
+	int cancelling, result;
+
+	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	result = run(exchange);
+	pthread_setcancelstate(cancelling, NULL);
+	return result;
 }

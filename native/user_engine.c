@@ -58,6 +58,7 @@ struct running {
 	uint32_t features;
 	uint32_t base_shift;
 	uint32_t threads;
+	int without_caller;	/* worker 0 could not take part: errno */
 	uint32_t full;		/* the target has no pages of this size any more */
 	uint32_t copy_method;	/* user itself may be in the piece that is away */
 	struct worker workers[];
@@ -82,16 +83,7 @@ static void add(uint64_t *counter, uint64_t count)
 
 static bool stopped(const struct running *running)
 {
-	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED) ||
-	       __atomic_load_n(&running->user->error, __ATOMIC_RELAXED);
-}
-
-static void stop(struct running *running, int error)
-{
-	int32_t none = 0;
-
-	__atomic_compare_exchange_n(&running->user->error, &none, error, false,
-				    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED);
 }
 
 static int poll_now(void *arg)
@@ -198,12 +190,9 @@ static bool thread_decides(uint64_t address)
  * For another engine; where the caller has no room for more, not tried. No lock:
  * a helper that is kept from its CPU must not keep the others from their work.
  */
-static void leave(const struct task *task, uint64_t address, uint64_t bytes, int error)
+static void leave_extent(struct pf_user *user, const struct pf_extent *extent, int error)
 {
-	struct pf_user *user = task->running->user;
-	/* A huge page that was left in part has been split by the kernel. */
-	bool whole = !((address | bytes) & ((1ull << task->shift) - 1));
-	uint32_t shift = whole ? task->shift : task->running->base_shift;
+	uint64_t bytes = extent->pages << extent->shift;
 	uint64_t i = __atomic_fetch_add(&user->n_left, 1, __ATOMIC_RELAXED);
 
 	if (i >= user->max_left) {
@@ -212,10 +201,20 @@ static void leave(const struct task *task, uint64_t address, uint64_t bytes, int
 	}
 	add(&user->progress.bytes_left, bytes);
 	add(&user->progress.left[error < PF_MAX_ERRNO ? error : 0], bytes);
-	user->left[i] = (struct pf_extent){
+	user->left[i] = *extent;
+}
+
+static void leave(const struct task *task, uint64_t address, uint64_t bytes, int error)
+{
+	/* A huge page that was left in part has been split by the kernel. */
+	bool whole = !((address | bytes) & ((1ull << task->shift) - 1));
+	uint32_t shift = whole ? task->shift : task->running->base_shift;
+	const struct pf_extent extent = {
 		.start = address, .pages = bytes >> shift, .shift = shift,
 		.kind = whole ? task->kind : (uint32_t)PF_PAGE_BASE,
 	};
+
+	leave_extent(task->running->user, &extent, error);
 }
 
 static void note_stall(struct running *running, uint64_t bytes, uint64_t us)
@@ -669,8 +668,24 @@ static void user_work(void *arg, uint32_t number)
 		}
 		engine_leave(lane);
 	}
-	if (error && number == 0)	/* the others can do without this one */
-		stop(running, -error);
+	if (error && number == 0)	/* the others can do without this one, as far as they come */
+		running->without_caller = -error;
+}
+
+/* For another engine, all from this page of the list on. */
+static void leave_from(struct pf_user *user, const struct cursor *cursor, uint64_t page, int error)
+{
+	uint64_t i = cursor_extent(cursor, page);
+
+	page -= cursor->n_extents ? cursor->pages_before[i] : 0;
+	for (; i < cursor->n_extents; i++, page = 0) {
+		struct pf_extent rest = cursor->extents[i];
+
+		rest.start += page << rest.shift;
+		rest.pages -= page;
+		if (rest.pages)
+			leave_extent(user, &rest, error);
+	}
 }
 
 /* Nothing was tried. Returns the error. */
@@ -684,32 +699,50 @@ static int refuse(struct pf_user *user, int error)
 	return error;
 }
 
-int pf_user_run(struct pf_user *user)
+static void leave_all(struct pf_user *user, int error)
+{
+	uint64_t i;
+
+	for (i = 0; i < user->n_extents; i++)
+		leave_extent(user, &user->extents[i], error);
+	if (user->n_left > user->max_left)
+		user->n_left = user->max_left;
+}
+
+static int run(struct pf_user *user)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint32_t base_shift = base_page_shift();
 	int64_t features = pf_user_features();
 	struct running *running;
-	int workers, cancelling;
 	uint64_t bytes;
+	int workers;
 
-	if (features < 0)
+	if (features == -EPERM || features == -ENOSYS)
 		return refuse(user, (int)features);
 	if (!user->threads || user->threads > PF_MAX_THREADS || user->target < 0 ||
 	    user->target >= PF_MAX_NODES || user->way < PF_USER_CHECKED ||
 	    user->way > PF_USER_PROTECT ||
 	    (user->page_shift && user->page_shift != base_shift))
 		return -EINVAL;
+	user->n_left = 0;
+	if (features < 0) {	/* for want of a file, or of memory: not for good */
+		leave_all(user, -(int)features);
+		return 0;
+	}
 	if (needed(user->way) & ~(uint32_t)features)
 		return refuse(user, -EOPNOTSUPP);
 	bytes = sizeof(*running) + user->threads * sizeof(struct worker);
 	bytes = (bytes + page - 1) & ~(page - 1);
 	running = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (running == MAP_FAILED)
-		return refuse(user, -ENOBUFS);
+	if (running == MAP_FAILED) {
+		leave_all(user, ENOMEM);
+		return 0;
+	}
 	if (cursor_init(&running->cursor, user->extents, user->n_extents, user->threads)) {
 		munmap(running, bytes);
-		return refuse(user, -ENOBUFS);
+		leave_all(user, ENOMEM);
+		return 0;
 	}
 	running->user = user;
 	running->bytes = bytes;
@@ -721,15 +754,15 @@ int pf_user_run(struct pf_user *user)
 	if (running->piece_bytes > PIECE_BYTES_MAX)
 		running->piece_bytes = PIECE_BYTES_MAX;
 	running->polled_us = now_us();
-	user->n_left = 0;
-	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	workers = pf_crew_run(user->threads, user->cpus, user_work, running, poll_now, running,
 			      user->poll_us);
-	pthread_setcancelstate(cancelling, NULL);
 	if (workers > (int)user->workers)
 		user->workers = (uint32_t)workers;
-	user->progress.bytes_skipped += cursor_left(&running->cursor);
+	if (running->without_caller && workers > 0 && !stopped(running) &&
+	    cursor_left(&running->cursor))
+		leave_from(user, &running->cursor, running->cursor.next, running->without_caller);
+	else
+		user->progress.bytes_skipped += cursor_left(&running->cursor);
 	if (user->n_left > user->max_left)
 		user->n_left = user->max_left;
 	user->piece_bytes = running->piece_bytes;
@@ -737,7 +770,16 @@ int pf_user_run(struct pf_user *user)
 	munmap(running, bytes);
 	if (workers < 0)
 		return workers;
-	if (user->error)
-		return -user->error;
 	return user->cancel ? -ECANCELED : 0;
+}
+
+int pf_user_run(struct pf_user *user)
+{
+	int cancelling, result;
+
+	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+	result = run(user);
+	pthread_setcancelstate(cancelling, NULL);
+	return result;
 }

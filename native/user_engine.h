@@ -27,10 +27,12 @@
 
 enum {
 	PIECE_SPANS = 64,	/* a piece that falls apart into more is left in part */
-	PIECE_PLACES = 256,
+	/* Each is one page at least, so there are never more, whatever other threads do. */
+	PIECE_PLACES = (8 << 20) >> 12,
+	PIECE_PATIENCE = 16,	/* how often memory is asked for again, a millisecond apart */
 };
 
-#define PIECE_BYTES_MAX (8ull << 20)
+#define PIECE_BYTES_MAX ((unsigned long long)PIECE_PLACES << 12)
 #define HUGE_BYTES (2ull << 20)	/* what one page table of base pages spans */
 
 struct span {
@@ -64,6 +66,7 @@ struct piece {
 	uint64_t bytes_taken;
 	uint64_t bytes_put;
 	struct apart side;	/* what was at address + x is at side.start + x */
+	uint32_t patience;	/* tries that are left when there is no memory */
 	bool side_torn;		/* parts of it may be somebody else's by now */
 	struct span spans[PIECE_SPANS];		/* taken */
 	struct span left[PIECE_SPANS];		/* not taken */
@@ -97,17 +100,31 @@ int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t sh
 /* What could not be taken is in piece.left. */
 void piece_take(struct lane *lane);
 
+void piece_end(struct lane *lane);
+void piece_free(struct lane *lane);
+
+/* Instead: all pages were taken, are on that node, and may serve the next copy. */
+void piece_give(struct lane *lane, int32_t node);
+
+/* ---- user_put.c ---- */
+
 /* Put in, for each taken span, the pages at from + offset. */
 void piece_put(struct lane *lane, uint64_t from);
 
 /* The same with new pages, placed by the policy of the mapping, or the thread. 0 or -errno. */
 int piece_fill(struct lane *lane);
 
-void piece_end(struct lane *lane);
-void piece_free(struct lane *lane);
+/* ---- user_places.c ---- */
 
-/* Instead: all pages were taken, are on that node, and may serve the next copy. */
-void piece_give(struct lane *lane, int32_t node);
+void places_begin(struct piece *piece);
+
+/* Read what the watch has to say; it lets the threads go on that said it. */
+bool lane_hear(struct lane *lane);
+
+const struct place *place_of(const struct piece *piece, uint64_t offset);
+
+/* Has nobody moved or emptied any part of the piece, as far as was heard? */
+bool in_its_place(const struct piece *piece);
 
 /* ---- user_own.c ---- */
 

@@ -1,25 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Pages go back in with UFFDIO_MOVE or UFFDIO_COPY and never with mremap(2)
- * over the hole, for two reasons.
- *
- * Other threads may unmap, map, protect or remap a part of the piece while its
- * pages are away. MREMAP_FIXED would replace whatever is there by then, memory
- * that somebody else has just mapped included. UFFDIO_MOVE and UFFDIO_COPY
- * only fill missing pages of a mapping that this very userfaultfd watches, and
- * the kernel checks that under its own locks: a mapping that is gone or new
- * gets ENOENT or EINVAL, and a part whose protection changed gets its bytes
- * from UFFDIO_COPY, which does not ask for write permission.
- *
- * And the mapping stays what it was: its flags, its memory policy and its
- * anon_vma, so that the kernel merges it with its neighbours again when the
- * watch ends, and the number of mappings does not grow.
- *
- * With PF_USER_CHECKED the watch also hears of mremap and MADV_DONTNEED of
- * other threads, which wait until that has been read: bytes follow the memory
- * to where it went, and memory that was given up stays empty. The two other
- * ways take base pages with mremap(2), which would send such a message to the
- * very thread that calls it, so there nobody may do that meanwhile.
+ * Lanes, and taking the pages of a piece away. How they come back: user_put.c.
  *
  * mremap(2) locks two page tables, one after the other, and relies on the mmap
  * lock to be alone in that. UFFDIO_MOVE locks two as well and does not take
@@ -37,20 +18,12 @@
  */
 #include <errno.h>
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "pool.h"
 #include "user_engine.h"
 #include "userfault.h"
-
-#ifndef MREMAP_DONTUNMAP
-#define MREMAP_DONTUNMAP 4
-#endif
 
 static void *at(uint64_t address)
 {
@@ -130,110 +103,6 @@ int map_apart(uint64_t bytes, uint64_t like, struct apart *apart)
 	return 0;
 }
 
-/* ---- What other threads do to the mapping meanwhile ---------------------------------- */
-
-/* Cut so that a place begins at this address. */
-static void cut_at(struct piece *piece, uint64_t address)
-{
-	uint32_t i;
-
-	for (i = 0; i < piece->n_places; i++) {
-		struct place *place = &piece->places[i];
-		uint64_t before = address - place->address;
-
-		if (place->dropped || address <= place->address || before >= place->bytes)
-			continue;
-		if (piece->n_places == PIECE_PLACES) {
-			/* Hundreds of remappings in milliseconds. Bytes must not get lost. */
-			fputs("pageferry: too many changes of one mapping at once\n", stderr);
-			abort();
-		}
-		piece->places[piece->n_places++] = (struct place){
-			.offset = place->offset + before,
-			.bytes = place->bytes - before,
-			.address = address,
-		};
-		place->bytes = before;
-		return;
-	}
-}
-
-static void changed(struct piece *piece, uint64_t start, uint64_t bytes, bool dropped, uint64_t to)
-{
-	uint32_t i;
-
-	cut_at(piece, start);
-	cut_at(piece, start + bytes);
-	for (i = 0; i < piece->n_places; i++) {
-		struct place *place = &piece->places[i];
-
-		if (place->dropped || place->address < start || place->address >= start + bytes)
-			continue;
-		if (dropped)
-			place->dropped = true;
-		else
-			place->address = to + (place->address - start);
-	}
-}
-
-/*
- * The thread that called madvise() goes on once its message has been read, and
- * empties the range some time later. Pages that are put in again already would
- * be there until then, and if the next piece took them away just before, would
- * come back after. So they leave here, while the piece is watched: until the
- * watch ends, no new page can be in their place.
- */
-static void drop(struct lane *lane, uint64_t start, uint64_t bytes)
-{
-	void *bin = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (bin == MAP_FAILED)
-		return;
-	if (!userfault_register(lane->side_watch, (uintptr_t)bin, bytes,
-				UFFDIO_REGISTER_MODE_MISSING))
-		userfault_move_some(lane->side_watch, (uintptr_t)bin, start, bytes, lane->page);
-	munmap(bin, bytes);
-}
-
-/* Read what the watch has to say; it lets the threads go on that said it. */
-static bool hear(struct lane *lane)
-{
-	struct uffd_msg message;
-	bool heard = false;
-
-	while (userfault_next(lane->watch, &message)) {
-		heard = true;
-		if (message.event == UFFD_EVENT_REMAP) {
-			changed(&lane->piece, message.arg.remap.from, message.arg.remap.len,
-				false, message.arg.remap.to);
-			lane->disturbed = true;
-		} else if (message.event == UFFD_EVENT_REMOVE) {
-			uint64_t start = message.arg.remove.start;
-			uint64_t bytes = message.arg.remove.end - start;
-
-			changed(&lane->piece, start, bytes, true, 0);
-			drop(lane, start, bytes);
-		} else if (message.event == UFFD_EVENT_PAGEFAULT &&
-			   message.arg.pagefault.address - lane->piece.address >=
-				   lane->piece.bytes) {
-			/* mremap(2) has made a mapping longer while it was watched. */
-			lane->disturbed = true;
-		}
-	}
-	return heard;
-}
-
-static const struct place *place_of(const struct piece *piece, uint64_t offset)
-{
-	uint32_t i;
-
-	for (i = 0; i < piece->n_places; i++)
-		if (offset - piece->places[i].offset < piece->places[i].bytes)
-			return &piece->places[i];
-	abort();	/* the places always cover the piece */
-}
-
 /* ---- Taking ------------------------------------------------------------------------- */
 
 /* Page tables that go over as a whole are cheap; only base pages are in some. */
@@ -249,8 +118,8 @@ int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t sh
 						     : UFFDIO_REGISTER_MODE_MISSING;
 	int error;
 
-	/* Somebody waits outside of the last piece: see hear(). */
-	hear(lane);
+	/* Somebody waits outside of the last piece: see lane_hear(). */
+	lane_hear(lane);
 	if (lane->disturbed)
 		watch_renew(lane);
 	piece->address = address;
@@ -259,8 +128,8 @@ int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t sh
 	piece->n_spans = piece->n_left = 0;
 	piece->bytes_taken = piece->bytes_put = 0;
 	piece->side_torn = false;
-	piece->n_places = 1;
-	piece->places[0] = (struct place){ .bytes = bytes, .address = address };
+	piece->patience = PIECE_PATIENCE;
+	places_begin(piece);
 	error = map_apart(bytes, address, &piece->side);
 	if (error)
 		return error;
@@ -370,7 +239,9 @@ static void take_by_remap(struct lane *lane)
 			piece->side_torn = true;
 		} else {
 			note_taken(piece, offset, bytes);
-			madvise(at(piece->side.start + offset), bytes, MADV_DONTFORK);
+			/* Without UFFDIO_MOVE it may have to go back as it is. */
+			if (lane->features & PF_USER_HAS_MOVE)
+				madvise(at(piece->side.start + offset), bytes, MADV_DONTFORK);
 		}
 		offset += bytes;
 	}
@@ -396,160 +267,6 @@ void piece_take(struct lane *lane)
 		take_by_move(lane);
 }
 
-/* ---- Putting --------------------------------------------------------------------------- */
-
-static void pause_for_memory(void)
-{
-	struct timespec time = { .tv_nsec = 1000000 };
-
-	nanosleep(&time, NULL);
-}
-
-/*
- * Where pages cannot be moved in: fill with new ones. 0: done is done. EAGAIN:
- * look again where the bytes belong. Else nothing of this length can be there.
- */
-static int fill_span(struct lane *lane, uint64_t target, uint64_t source, uint64_t bytes,
-		     uint64_t *done)
-{
-	int error;
-
-	for (;;) {
-		*done = userfault_copy(lane->watch, target, source, bytes, &error);
-		if (*done || error != ENOMEM)
-			return *done ? 0 : error;
-		pause_for_memory();	/* no choice: the bytes must go back */
-	}
-}
-
-/* Put the pages of one span in, wherever its parts are by now. */
-static void put_span(struct lane *lane, const struct span *span, uint64_t from)
-{
-	struct piece *piece = &lane->piece;
-	uint64_t offset = span->offset;
-	uint64_t end = span->offset + span->bytes;
-	uint64_t most = span->bytes;
-
-	while (offset < end) {
-		const struct place *place = place_of(piece, offset);
-		uint64_t bytes = place->offset + place->bytes - offset;
-		uint64_t target = place->address + (offset - place->offset);
-		uint64_t done;
-		int error;
-
-		if (bytes > end - offset)
-			bytes = end - offset;
-		if (place->dropped) {
-			offset += bytes;
-			continue;
-		}
-		if (bytes > most)
-			bytes = most;
-		done = userfault_move(lane->watch, target, from + offset, bytes, &error);
-		offset += done;
-		piece->bytes_put += done;
-		if (!error) {
-			most *= 2;
-			continue;
-		}
-		bytes -= done;
-		if (error != EAGAIN) {	/* another protection, or a border of mappings */
-			error = fill_span(lane, target + done, from + offset, bytes, &done);
-			if (!error) {
-				offset += done;
-				piece->bytes_put += done;
-				continue;
-			}
-		}
-		if (error == EAGAIN) {
-			if (!hear(lane))
-				sched_yield();
-			continue;
-		}
-		if (error == EEXIST) {	/* put, and not counted, as above */
-			offset += lane->page;
-			piece->bytes_put += lane->page;
-			continue;
-		}
-		if (bytes > lane->page)
-			most = bytes / 2 & ~(lane->page - 1);
-		else
-			offset += lane->page;	/* unmapped, or somebody else's by now */
-	}
-}
-
-void piece_put(struct lane *lane, uint64_t from)
-{
-	uint32_t i;
-
-	for (i = 0; i < lane->piece.n_spans; i++)
-		put_span(lane, &lane->piece.spans[i], from);
-}
-
-/* Has nobody moved or emptied any part of the piece, as far as was heard? */
-static bool in_its_place(const struct piece *piece)
-{
-	return piece->n_places == 1 && !piece->places[0].dropped &&
-	       piece->places[0].address == piece->address;
-}
-
-int piece_fill(struct lane *lane)
-{
-	struct piece *piece = &lane->piece;
-	uint32_t i;
-
-	for (i = 0; i < piece->n_spans; i++) {
-		const struct span *span = &piece->spans[i];
-		struct span rest = *span;
-		uint64_t done = 0;
-		int error = 0;
-
-		if (in_its_place(piece))
-			done = userfault_copy(lane->watch, piece->address + span->offset,
-					      piece->side.start + span->offset, span->bytes, &error);
-		rest.offset += done;
-		rest.bytes -= done;
-		piece->bytes_put += done;
-		if (rest.bytes && (lane->features & PF_USER_HAS_MOVE) && error == ENOMEM) {
-			/* Put the old pages back, this rest and all that follow. */
-			put_span(lane, &rest, piece->side.start);
-			while (++i < piece->n_spans)
-				put_span(lane, &piece->spans[i], piece->side.start);
-			return -ENOMEM;
-		}
-		while (rest.bytes) {	/* changed by another thread: step by step */
-			uint64_t bytes = rest.bytes;
-			const struct place *place = place_of(piece, rest.offset);
-			uint64_t target = place->address + (rest.offset - place->offset);
-			uint64_t in_place = place->offset + place->bytes - rest.offset;
-
-			if (bytes > in_place)
-				bytes = in_place;
-			if (!place->dropped) {
-				error = fill_span(lane, target, piece->side.start + rest.offset, bytes,
-						  &done);
-				if (error && error != EAGAIN && bytes > lane->page) {
-					bytes = lane->page;
-					error = fill_span(lane, target, piece->side.start + rest.offset,
-							  bytes, &done);
-				}
-				if (error == EAGAIN) {
-					if (!hear(lane))
-						sched_yield();
-					continue;
-				}
-				if (!error) {
-					piece->bytes_put += done;
-					bytes = done;
-				}
-			}
-			rest.offset += bytes;
-			rest.bytes -= bytes;
-		}
-	}
-	return 0;
-}
-
 void piece_end(struct lane *lane)
 {
 	struct piece *piece = &lane->piece;
@@ -566,7 +283,7 @@ void piece_end(struct lane *lane)
 				       UFFDIO_REGISTER_MODE_MISSING))
 			lane->disturbed = true;
 		while (userfault_changing(lane->watch))
-			if (!hear(lane))
+			if (!lane_hear(lane))
 				sched_yield();
 	}
 	/* Parts that are not mapped any more: whoever waits there must find that out. */

@@ -26,6 +26,10 @@ struct uffdio_move {
 #define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (1 << 1)
 #endif
 
+#ifndef MREMAP_DONTUNMAP	/* Linux 5.7 */
+#define MREMAP_DONTUNMAP 4
+#endif
+
 #ifndef UFFD_FEATURE_WP_UNPOPULATED	/* Linux 6.4 */
 #define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
 #endif

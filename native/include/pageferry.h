@@ -430,7 +430,10 @@ PF_API int pf_populate(uint64_t start, uint64_t bytes, int32_t node, uint32_t sh
 PF_API int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threads,
 			   const int32_t *cpus);
 
-/* Take bytes off the reservation. Returns the bytes unmapped, the rest is lent out. */
+/*
+ * Take bytes off the reservation, or all of it where they are more. Returns the
+ * bytes unmapped, the rest is lent out. -EINVAL: no whole pages.
+ */
 PF_API int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes);
 
 /* What the pool holds now. */
@@ -600,9 +603,7 @@ struct pf_user {
 	/* written by the core */
 	uint64_t n_left;		/* max_left: there may be more that found no room */
 	uint32_t cancel;		/* any thread may set it */
-	int32_t error;			/* errno that stopped the move, or 0 */
 	uint32_t workers;
-	uint32_t reserved;
 	struct pf_user_progress progress;
 };
 
@@ -612,8 +613,9 @@ struct pf_user {
  * to (moved, already, gone or left), -ECANCELED after a cancel, -EPERM or
  * -ENOSYS as pf_user_features(), -EOPNOTSUPP: the kernel lacks what the way
  * needs. `left` by errno: EBUSY pinned, shared or merged; EDEADLK the engine
- * itself runs on it; ENOMEM no room on the target, in such pages; others: the
- * mapping is not private, anonymous and writable, or changed meanwhile.
+ * itself runs on it; ENOMEM no room on the target, in such pages; EINVAL the
+ * mapping is not private, anonymous and writable, or changed meanwhile; EMFILE,
+ * ENFILE, EAGAIN: no descriptor for a userfaultfd, or too many threads at it.
  *
  * Takes two pieces of memory for each thread, 16 MiB at most, and no more.
  * fork() in another thread waits for the pieces under way; a child made by

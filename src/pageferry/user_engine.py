@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -48,13 +49,29 @@ _REASONS = {
     errno.EDEADLK: "the engine itself runs on it",
     errno.ENOMEM: "the target has no room, or not in pages of that size",
     errno.EINVAL: "not private, anonymous and writable, or changed meanwhile",
+    errno.EMFILE: "this process has no file descriptor left for a userfaultfd",
+    errno.ENFILE: "the machine has no file left for a userfaultfd",
+    errno.EAGAIN: "too many threads move memory at once",
 }
+#: What may pass: the user engine then leaves everything to the kernel engine.
+_FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @lru_cache(maxsize=1)
+def _offered() -> int:
+    """Ask the kernel, once where it answers: raises where only files or memory ran out."""
+    offered = int(lib.pf_user_features())
+    if offered < 0 and -offered in _FOR_NOW:
+        raise OSError(-offered, os.strerror(-offered))
+    return offered
+
+
 def features() -> int:
     """Return what the kernel offers the user engine: ``PF_USER_HAS_*`` bits, or -errno."""
-    return int(lib.pf_user_features())
+    try:
+        return _offered()
+    except OSError as error:
+        return -(error.errno or errno.EIO)
 
 
 def _needs(way: str) -> int:
@@ -72,6 +89,8 @@ def why_not(way: str) -> NotPermittedError | UnsupportedError | None:
             "the user engine needs a userfaultfd that waits for faults of the kernel, too",
             "CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1",
         )
+    if -offered in _FOR_NOW:
+        return None
     if offered < 0:
         return UnsupportedError(-offered, "this kernel, or seccomp, gives no userfaultfd")
     if _needs(way) & ~offered:

@@ -197,7 +197,7 @@ def test_without_the_right_to_wait_for_kernel_faults() -> None:
         become_nobody()
         memory = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory[0] = 1
-        user_engine.features.cache_clear()
+        user_engine._offered.cache_clear()
         with pytest.raises(PermissionError, match="userfaultfd"):
             move(memory, 1, engine="user")
         assert move(memory, 1).complete

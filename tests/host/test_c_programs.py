@@ -14,10 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PROGRAMS = re.findall(
-    r"'(\w+)'",
-    re.search(r"\[(.*?)\]", (ROOT / "tests/c/meson.build").read_text(), re.S)[1],  # type: ignore[index]
-)
+_MESON = (ROOT / "tests/c/meson.build").read_text()
+PROGRAMS = re.findall(r"'(\w+)'", re.search(r"\[(.*?)\]", _MESON, re.S)[1])  # type: ignore[index]
+PROGRAMS += re.findall(r"^test\('(\w+)'", _MESON, re.M)
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> str:
