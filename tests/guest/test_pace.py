@@ -103,7 +103,7 @@ def test_who_insists_on_threads_gets_them(options: dict[str, Any], alone_was_qui
 
 def test_rates_are_measured() -> None:
     memory = Memory("base", 128 * MB, node=0)
-    result = move(memory.words, 1)
+    result = move(memory.words, 1, engine="kernel")
     assert result.complete and result.alone_gbps > 0
     if result.workers == 2 and not result.helpers_left:
         assert result.together_gbps > 0

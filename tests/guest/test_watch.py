@@ -42,17 +42,20 @@ def printed(*words: object) -> str:
 def away():
     """A process that runs on node 0 and has its memory on node 1."""
     code = f"""
-        import os
         from pathlib import Path
-        for thread in os.listdir("/proc/self/task"):  # numpy's library has some of its own
-            os.sched_setaffinity(int(thread), {{0}})
         Path("/proc/self/comm").write_text("!away")
         memory = Memory("base", {SIZE}, node=1)
         say(memory.address)
         while hear():
             memory.check(); say("whole")
     """
-    with Script(code) as process:
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})  # inherited from the beginning, also by threads of libraries
+    try:
+        script = Script(code)
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    with script as process:
         process.address = int(process.hear())
         yield process
         process.say("check")

@@ -27,6 +27,7 @@ from pageferry.lab import (
     topology,
 )
 from pageferry.lab.conversation import MarkedStream
+from pageferry.lab.marks import Marks
 
 
 @pytest.mark.parametrize(
@@ -337,3 +338,32 @@ def test_count_is_run_with_another_clock(
     assert "-accel tcg,thread=single -icount shift=0,sleep=off" in counted
     assert "thread=multi" in plain and "-icount" not in plain
     assert "no guest in this test" in capsys.readouterr().err
+
+
+def test_marks_are_nops_here_and_have_their_numbers() -> None:
+    marks = Marks()
+    with marks.span(0), marks.span(32767):
+        pass
+    with pytest.raises(ValueError, match="span 32768"), marks.span(32768):
+        pass
+
+
+def test_spans_are_read_and_described(tmp_path: Path) -> None:
+    path = tmp_path / "spans"
+    path.write_text("4 300 0 290 20\n4 100 1 90 30\n4 200 0 190 10\n7 5 0 5 0\n")
+    spans = lab.split.read_spans(path)
+    assert spans[1] == lab.split.Span(4, 100, 1, (90, 30))
+    assert lab.split.describe(spans).splitlines() == [
+        "span 4: 200 instructions (100–300, 3 times); by CPU: 190 20; went on without waiting: 1",
+        "span 7: 5 instructions (5–5, 1 times); by CPU: 5 0; went on without waiting: 0",
+    ]
+
+
+def test_a_plugin_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.c"
+    broken.write_text("int\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(lab.split, "_SOURCE", broken)
+    with pytest.raises(lab.LabError, match=r"cannot compile broken\.c: .*error"):
+        lab.split.plugin()
+    assert not list((tmp_path / "pageferry").rglob("*.so"))

@@ -112,6 +112,41 @@ head -c 3000000 /dev/zero; sleep 1000 & kill -TERM $$
     assert not Path("/tmp/new").exists()
 
 
+# One CPU works between marks, another all the time; the second span takes three times the work.
+SIDE_BY_SIDE = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])  # the package itself takes seconds to import here
+from marks import Marks
+child = os.fork()
+os.sched_setaffinity(0, {int(not child)})
+if not child:
+    signal.alarm(100)
+    while True:
+        pass
+marks = Marks()
+for turns in (1, 3):
+    with marks.span(turns):
+        for _ in range(turns * 100_000):
+            pass
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_instructions_of_cpus_side_by_side() -> None:
+    marks = Path(lab.split.__file__).parent
+    command = [sys.executable, "-c", SIDE_BY_SIDE, marks]
+    result = lab.run(command, accel="split", cpus=2, timeout=120)
+    assert result.ok, result.explain() or result.stderr.decode()
+    one, three = result.spans
+    assert (one.number, three.number) == (1, 3)
+    for span in result.spans:
+        assert span.instructions == pytest.approx(span.ran[0], rel=0.2)
+        assert span.ran[1] == pytest.approx(span.ran[0], rel=0.2)  # however many CPUs the host has
+    assert three.instructions == pytest.approx(3 * one.instructions, rel=0.3)
+    words = lab.split.describe(result.spans)
+    assert words.startswith("span 1: ") and "span 3: " in words
+
+
 def test_a_panic_is_reported(tmp_path: Path) -> None:
     console = tmp_path / "console"
     crash = "echo before; echo c >/proc/sysrq-trigger"

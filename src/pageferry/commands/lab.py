@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verbs, "count", "run a command in a guest whose clock counts instructions", _run
     )
     _add_run(count_parser)
+    count_parser.add_argument(
+        "--split",
+        dest="accel",
+        action="store_const",
+        const="split",
+        help="instead, how long it is in instructions, all CPUs working side by side, from a mark "
+        "that the command makes to the next (pageferry.lab.marks)",
+    )
     count_parser.set_defaults(accel="count")
 
     shell_parser = _verb(
@@ -130,10 +139,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--accel",
-        choices=("auto", "kvm", "tcg", "count"),
+        choices=("auto", "kvm", "tcg", "count", "split"),
         default="auto",
         help="auto: KVM where a guest really boots under it, else emulation (tcg); count: emulated "
-        "so that a nanosecond of the guest's clocks is an instruction, of whichever CPU",
+        "so that a nanosecond of the guest's clocks is an instruction, of whichever CPU; split: "
+        "emulated with the CPUs kept at one pace, and instructions counted between marks",
     )
     group.add_argument(
         "--append",
@@ -227,6 +237,8 @@ def _run(args: argparse.Namespace) -> int:
         console.print_json(_as_json(command, result))
     elif result.verdict is not lab.Verdict.FINISHED:
         console.complain(result.explain())
+    elif args.accel == "split":
+        print(lab.split.describe(result.spans) or "the command made no marks")
     return result.returncode
 
 
@@ -286,6 +298,7 @@ def _as_json(command: list[str], result: Any) -> dict[str, Any]:
         "kernel": result.kernel,
         "topology": result.topology,
         "explanation": result.explain(),
+        "spans": [dataclasses.asdict(span) for span in result.spans],
         "console": result.console,
         "console_path": result.console_path,
     }

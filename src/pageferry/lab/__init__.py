@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two-node machines on any host: run a command in a QEMU guest that sees the host's files."""
 
+from . import split
 from .errors import LabError
 from .guest import Options, run, shell
 from .kernel import STOCK_PACKAGES, Kernel, fetch, find_kernel
@@ -30,4 +31,5 @@ __all__ = [
     "plain",
     "run",
     "shell",
+    "split",
 ]

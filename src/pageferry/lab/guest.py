@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypedDict, Unpack
 
-from .cache import cache_dir
+from .cache import cache_dir, scratch_dir
 from .conversation import Conversation, Sink
 from .errors import LabError
 from .job import guest_environment, job_script, message
@@ -19,6 +21,7 @@ from .kernel import Kernel, find_kernel
 from .kvm import kvm_boots
 from .qemu import CPU_MODELS, Machine, Qemu, start
 from .result import LAB_FAILED, GuestResult, Verdict
+from .split import read_spans
 from .terminal import RawTerminal, detach_on
 from .topology import TOPOLOGIES, Topology, deal_cpus, parse_size
 
@@ -55,10 +58,10 @@ def run(
     The guest sees the host's files as they are, writes to a layer of its own that vanishes with it,
     and has no network. Options: ``topology`` of the machine, ``memory`` of each node (bytes, or
     "2G"), ``cpus`` in all, ``kernel`` (a name or path for find_kernel, or a Kernel), ``accel``
-    (auto, kvm, tcg, or count: a guest whose clock counts instructions), ``append`` to the kernel's
-    command line, ``env`` in addition to what is carried over from the host, ``cwd``, ``writable``
-    host directories where what is written stays, ``console`` a file for the guest's console,
-    ``notify`` for a line about what takes long.
+    (auto, kvm, tcg; count: a guest whose clock counts instructions; split: see ``lab.split``),
+    ``append`` to the kernel's command line, ``env`` in addition to what is carried over from the
+    host, ``cwd``, ``writable`` host directories where what is written stays, ``console`` a file for
+    the guest's console, ``notify`` for a line about what takes long.
 
     Output goes to ``stdout`` and ``stderr`` as it comes, or into the result without them.
     The guest is ended after ``timeout`` seconds. A guest that panics, hangs or ends early is
@@ -73,6 +76,7 @@ def run(
     prepared = _Prepared(command, options)
     with (
         _console_file(prepared.console_path) as console,
+        prepared.spans(),
         prepared.start(["control", *sinks]) as qemu,
     ):
         return prepared.finish(
@@ -149,7 +153,7 @@ class _Prepared:
             raise LabError(errno.EINVAL, "an argument of the command holds a NUL byte")
         accel = options.get("accel", "auto")
         if accel not in ("auto", *CPU_MODELS):
-            raise LabError(errno.EINVAL, f"no accelerator {accel!r}: auto, kvm, tcg or count")
+            raise LabError(errno.EINVAL, f"no accelerator {accel!r}: auto, {', '.join(CPU_MODELS)}")
         memory = options.get("memory", "2G")
         topology = options.get("topology", TOPOLOGIES["two-node"])
         cpus = options.get("cpus")
@@ -184,6 +188,16 @@ class _Prepared:
             terminal=terminal,
         )
 
+    @contextlib.contextmanager
+    def spans(self) -> Iterator[None]:
+        """Have a file for the plugin's output, where it was asked for."""
+        if self.machine.accel != "split":
+            yield
+            return
+        with scratch_dir() as scratch:
+            self.machine = replace(self.machine, spans=scratch / "spans")
+            yield
+
     def start(self, ports: Sequence[str], *, terminal: bool = False) -> Qemu:
         self._begin = time.monotonic()
         return start(self.machine, ports, terminal=terminal)
@@ -214,6 +228,7 @@ class _Prepared:
             topology=self.machine.topology.name,
             console=console,
             console_path=path,
+            spans=read_spans(self.machine.spans) if self.machine.spans else (),
             detail=talk.failure,
         )
 

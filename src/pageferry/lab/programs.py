@@ -20,6 +20,7 @@ _PACKAGES = {
     "zstd": "zstd",
     "ld": "binutils",
     "tar": "tar",
+    "cc": "gcc",
 }
 _SYSTEM_PATHS = "/usr/sbin:/sbin:/usr/bin:/bin"
 

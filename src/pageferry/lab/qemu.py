@@ -11,19 +11,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import programs
+from . import programs, split
 from .initramfs import build_initramfs
 from .job import share_tag
 from .kernel import Kernel
 from .topology import Topology, qemu_arguments
 
 # With erms, an emulated "rep movsb" goes element by element, ten times slower than vectors.
-CPU_MODELS = {"kvm": "host", "tcg": "max,-erms", "count": "max,-erms"}
+CPU_MODELS = {"kvm": "host", **dict.fromkeys(("tcg", "count", "split"), "max,-erms")}
 _ACCELERATORS = {
     "kvm": ["-accel", "kvm"],
     "tcg": ["-accel", "tcg,thread=multi"],
     # The guest's clock goes on by 1 ns with each instruction, of whichever CPU.
     "count": ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+    "split": ["-accel", "tcg,thread=multi"],
 }
 # "oops=panic" makes a bug of the kernel end the run instead of one thread of the command.
 _KERNEL_ARGUMENTS = (
@@ -38,7 +39,10 @@ _KERNEL_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """A guest to start. ``memory`` is in bytes per node, ``cpus`` None for the default."""
+    """A guest to start. ``memory`` is in bytes per node, ``cpus`` None for the default.
+
+    With ``spans``, a file, QEMU's plugin of ``split`` writes there.
+    """
 
     kernel: Kernel
     topology: Topology
@@ -47,6 +51,7 @@ class Machine:
     cpus: int | None = None
     append: Sequence[str] = ()
     writable: Sequence[Path] = ()
+    spans: Path | None = None
 
 
 @dataclass
@@ -124,6 +129,9 @@ def _arguments(machine: Machine) -> list[str]:
     )
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     arguments += [*_ACCELERATORS[machine.accel], *shape]
+    if machine.spans:
+        output = os.fspath(machine.spans).replace(",", ",,")
+        arguments += ["-plugin", f"file={split.plugin()},output={output}"]
     arguments += ["-kernel", str(machine.kernel.image)]
     arguments += ["-initrd", str(build_initramfs(machine.kernel))]
     arguments += ["-append", " ".join([*_KERNEL_ARGUMENTS, *needed, *machine.append])]

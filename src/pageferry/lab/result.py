@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .split import Span
+
 LAB_FAILED = 125
 _TAIL = 20
 
@@ -31,9 +33,10 @@ class GuestResult:
     ``returncode`` is the command's own (128+n when signal n ended it) if ``verdict`` is
     FINISHED, else 125. ``stdout`` and ``stderr`` are what was captured, empty when streamed.
     ``seconds`` is from the start of QEMU to the end, ``boot_seconds`` to the start of the
-    command (None when it never started). ``accel`` is ``kvm``, ``tcg`` or ``count``.
+    command (None when it never started). ``accel`` is ``kvm``, ``tcg``, ``count`` or ``split``.
     ``console`` is the guest's console; when the lab failed it is also in the file
-    ``console_path``. ``detail`` is what is known about a failure.
+    ``console_path``. ``detail`` is what is known about a failure. ``spans`` is what the command
+    marked, with ``accel="split"``.
     """
 
     verdict: Verdict
@@ -48,6 +51,7 @@ class GuestResult:
     console: str
     console_path: Path | None = None
     detail: str = ""
+    spans: tuple[Span, ...] = ()
 
     @property
     def ok(self) -> bool:
