@@ -8,7 +8,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-kernel test-stress
+	man docs clean help test-kernel test-stress test-faults
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
+	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make docs    the documentation as a site, in build-docs/"
@@ -50,6 +51,10 @@ test-stress: build lab
 	build-stress/tests/c/test-user_stress $(INCREMENTS)
 	$(BIN)/pageferry lab run --topology two-node --memory 512M --cpus 2 --timeout 3000 -- \
 		$(CURDIR)/build-stress/tests/c/test-user_stress $(INCREMENTS)
+
+# A table of all cases; ends with 1 if one of them left anything other than it was.
+test-faults: setup
+	$(BIN)/python scripts/test_faults.py --json build-tests-gcc/faults.json
 
 test-sanitize: setup
 	scripts/test_sanitize

@@ -20,6 +20,11 @@
 #define PF_RAW_CALLS 0
 #endif
 
+#ifdef PF_INTERPOSE
+/* tests/faults: where calls are made to fail. */
+long interposed_call(long number, long a, long b, long c, long d, long e, long f);
+#define raw_call interposed_call
+#else
 /* What the kernel returns: from -4095 to -1 it is an errno. */
 static inline long raw_call(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -58,6 +63,7 @@ static inline long raw_call(long number, long a, long b, long c, long d, long e,
 	return result;
 #endif
 }
+#endif
 
 static inline long raw_move_pages(int32_t pid, uint64_t count, const void *pages,
 				  const void *nodes, void *status, int flags)
@@ -75,6 +81,12 @@ int user_write(void *to, const void *from, uint64_t bytes);
 
 /* Zeroed memory straight from the kernel: a signal handler may have stopped malloc. */
 void *map_memory(uint64_t bytes);
+
+/*
+ * The end of it, or of any anonymous mapping. Where the kernel refuses, as it
+ * does when a mapping would fall in two and the process has as many as it may
+ * have, its pages are given back and only address space is left.
+ */
 void unmap_memory(void *memory, uint64_t bytes);
 
 #endif

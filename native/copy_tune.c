@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "calls.h"
 #include "copy.h"
 #include "pageferry.h"
 
@@ -147,6 +148,6 @@ int pf_copy_measure(struct pf_copy_tuning *found, const int32_t *cpus)
 		found->large_bytes = takes_over_at(&bench, found->large_method);
 	}
 	found->thread_bytes = thread_bytes(&bench, cpus);
-	munmap(room, 2 * ROOM);
+	unmap_memory(room, 2 * ROOM);
 	return 0;
 }

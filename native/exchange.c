@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "pages.h"
 #include "populate.h"
@@ -469,7 +470,7 @@ static int run(struct pf_exchange *exchange)
 		exchange->workers = (uint32_t)workers;
 	for (i = exchanging->next; i < count; i++)
 		exchange->bytes_skipped += exchanging->pieces[i].bytes;
-	munmap(exchanging, bytes);
+	unmap_memory(exchanging, bytes);
 	if (workers < 0)
 		return workers;
 	if (exchange->error)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
+#include "calls.h"
 #include "pageferry.h"
 #include "pool.h"
 
@@ -191,7 +192,7 @@ void pool_give(int32_t node, uint32_t shift, void *address, size_t bytes)
 		pthread_mutex_unlock(&pool.lock);
 	}
 	if (room < bytes)
-		pf_unmap(start + room, bytes - room);
+		unmap_memory((void *)(uintptr_t)(start + room), bytes - room);
 }
 
 int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threads,
@@ -213,7 +214,7 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 	start = shelf ? pf_map(bytes, shift < 21 && bytes % (2 << 20) == 0 ? 21 : shift, 0)
 		      : -ENOMEM;
 	if (start > 0 && madvise((void *)(uintptr_t)start, bytes, MADV_DONTFORK)) {
-		pf_unmap((uint64_t)start, bytes);
+		unmap_memory((void *)(uintptr_t)start, bytes);
 		start = -ENOMEM;
 	}
 	pthread_mutex_unlock(&pool.lock);
@@ -230,7 +231,7 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 		pthread_mutex_unlock(&pool.lock);
 	}
 	if (result < 0)
-		pf_unmap((uint64_t)start, bytes);
+		unmap_memory((void *)(uintptr_t)start, bytes);
 	return result;
 }
 
@@ -258,7 +259,7 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 		released += (int64_t)part;
 		/* Freeing takes its time; takers and givers need not wait for it. */
 		pthread_mutex_unlock(&pool.lock);
-		pf_unmap(start, part);
+		unmap_memory((void *)(uintptr_t)start, part);
 		pthread_mutex_lock(&pool.lock);
 	}
 	pthread_mutex_unlock(&pool.lock);

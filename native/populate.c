@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "pages.h"
 #include "populate.h"
@@ -73,9 +74,9 @@ int64_t pf_map(uint64_t bytes, uint32_t shift, uint32_t flags)
 		return (int64_t)start;
 	first = (start + align - 1) & ~(align - 1);
 	if (first > start)
-		pf_unmap(start, first - start);
+		unmap_memory(map, first - start);
 	if (start + extra > first)
-		pf_unmap(first + bytes, start + extra - first);
+		unmap_memory((void *)(uintptr_t)(first + bytes), start + extra - first);
 	return (int64_t)first;
 }
 
