@@ -217,21 +217,25 @@ bool pace_judge(struct pace *pace, uint64_t left)
 	       !pace_helping(pace);
 }
 
-uint64_t pace_reserve(struct pace *pace, uint64_t bytes)
+uint64_t rate_reserve(uint64_t max_rate, uint64_t *due_us, uint64_t bytes)
 {
-	struct pf_pace *book = pace->book;
-	uint64_t due = load(&book->due_us);
+	uint64_t due = load(due_us);
 	uint64_t now, until;
 
-	if (!book->max_rate || !bytes)
+	if (!max_rate || !bytes)
 		return 0;
 	do {
 		now = now_us();
 		until = (due > now ? due : now) +
-			(uint64_t)((double)bytes * 1e6 / (double)book->max_rate);
-	} while (!__atomic_compare_exchange_n(&book->due_us, &due, until, false,
+			(uint64_t)((double)bytes * 1e6 / (double)max_rate);
+	} while (!__atomic_compare_exchange_n(due_us, &due, until, false,
 					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 	return until;
+}
+
+uint64_t pace_reserve(struct pace *pace, uint64_t bytes)
+{
+	return rate_reserve(pace->book->max_rate, &pace->book->due_us, bytes);
 }
 
 bool pace_sleep(uint64_t until_us)
@@ -246,9 +250,14 @@ bool pace_sleep(uint64_t until_us)
 	return true;
 }
 
+uint64_t rate_piece(uint64_t max_rate, uint64_t bytes)
+{
+	uint64_t most = max_rate / (1000000 / LIMITED_US);
+
+	return max_rate && most < bytes ? (most ? most : 1) : bytes;
+}
+
 uint64_t pace_piece(const struct pace *pace, uint64_t bytes)
 {
-	uint64_t most = pace->book->max_rate / (1000000 / LIMITED_US);
-
-	return pace->book->max_rate && most < bytes ? (most ? most : 1) : bytes;
+	return rate_piece(pace->book->max_rate, bytes);
 }

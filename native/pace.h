@@ -83,4 +83,8 @@ uint64_t pace_reserve(struct pace *pace, uint64_t bytes);
 bool pace_sleep(uint64_t until_us);	/* False: it is time */
 uint64_t pace_piece(const struct pace *pace, uint64_t bytes);
 
+/* The same for an engine that keeps its own book of when all that was claimed is paid for. */
+uint64_t rate_reserve(uint64_t max_rate, uint64_t *due_us, uint64_t bytes);
+uint64_t rate_piece(uint64_t max_rate, uint64_t bytes);
+
 #endif

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "crew.h"
+#include "pace.h"
 #include "pages.h"
 #include "pool.h"
 #include "populate.h"
@@ -46,6 +47,7 @@ struct worker {
 	uint64_t addresses[PIECE_PAGES];
 	int32_t nodes[PIECE_PAGES];	/* before the move */
 	int32_t answers[PIECE_PAGES];	/* after it */
+	bool incomplete;	/* a part of the piece was left, or is gone */
 };
 
 /* One call of pf_user_run(), in a mapping of its own. */
@@ -118,6 +120,12 @@ static bool has_remap(void)
 	return true;
 }
 
+/* The kernel looks at the advice first; none is given for no memory. */
+static bool has_collapse(void)
+{
+	return !madvise(NULL, 0, MADV_COLLAPSE);
+}
+
 int64_t pf_user_features(void)
 {
 	uint64_t offered = 0;
@@ -136,6 +144,8 @@ int64_t pf_user_features(void)
 		features |= PF_USER_HAS_PROTECT_ABSENT;
 	if (has_remap())
 		features |= PF_USER_HAS_REMAP;
+	if (has_collapse())
+		features |= PF_USER_HAS_COLLAPSE;
 	return features;
 }
 
@@ -214,6 +224,7 @@ static void leave(const struct task *task, uint64_t address, uint64_t bytes, int
 		.kind = whole ? task->kind : (uint32_t)PF_PAGE_BASE,
 	};
 
+	task->worker->incomplete = true;
 	leave_extent(task->running->user, &extent, error);
 }
 
@@ -342,7 +353,10 @@ static int find_fresh(const struct task *task, struct fresh *fresh)
 	const struct pf_user *user = running->user;
 	int error;
 
-	*fresh = (struct fresh){ .shift = user->page_shift ? user->page_shift : task->shift };
+	/* Base pages that are to be huge ones are so later: see user_collapse.c. */
+	*fresh = (struct fresh){
+		.shift = user->page_shift == running->base_shift ? user->page_shift : task->shift,
+	};
 	if (fresh->shift == running->base_shift && (user->flags & PF_USER_FILL) &&
 	    thread_decides(task->address))
 		return 0;
@@ -453,6 +467,8 @@ static void count_piece(const struct task *task, const struct fresh *fresh)
 
 	add(&p->bytes_moved, moved);
 	add(&p->bytes_gone, piece->bytes_taken - piece->bytes_put);
+	if (piece->bytes_taken > piece->bytes_put)
+		task->worker->incomplete = true;
 	add(&p->pages_moved[fresh->shift == task->running->base_shift ? PF_PAGE_BASE : PF_PAGE_THP],
 	    moved / size);
 	add(fresh->at.start ? (fresh->pooled ? &p->bytes_pooled : &(uint64_t){ 0 }) : &p->bytes_filled,
@@ -460,6 +476,7 @@ static void count_piece(const struct task *task, const struct fresh *fresh)
 	for (i = 0; i < piece->n_left; i++) {
 		const struct span *span = &piece->left[i];
 
+		task->worker->incomplete = true;
 		if (span->error == ENOENT)
 			add(&p->bytes_gone, span->bytes);
 		else
@@ -469,6 +486,7 @@ static void count_piece(const struct task *task, const struct fresh *fresh)
 
 static void move_piece(const struct task *task)
 {
+	struct pf_user *user = task->running->user;
 	struct lane *lane = &task->worker->lane;
 	struct fresh fresh;
 	uint64_t us;
@@ -480,6 +498,7 @@ static void move_piece(const struct task *task)
 		leave(task, task->address, task->bytes, -error);
 		return;
 	}
+	rate_reserve(user->max_rate, &user->due_us, task->bytes);
 	error = pass(task, &fresh, &us);
 	if (error == -ENOMEM && lane->piece.n_spans)
 		__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
@@ -536,23 +555,21 @@ static bool asked_all(struct task *task)
 	return ask(task, 1, nodes) > 0;
 }
 
-static void attend(const struct task *whole)
+/* Move what is elsewhere. Returns the bytes that were there already. */
+static uint64_t move_astray(const struct task *whole)
 {
 	const struct pf_user *user = whole->running->user;
 	const int32_t *nodes = whole->worker->nodes;
 	struct task task = *whole;
 	uint64_t pages = task.bytes >> task.shift;
 	bool again = user->flags & PF_USER_AGAIN;
+	uint64_t already = 0;
 	uint64_t i, end;
 
 	task.source = -1;
-	if (engine_runs_on(task.address, task.bytes)) {
-		leave(&task, task.address, task.bytes, EDEADLK);
-		return;
-	}
 	if (!asked_all(&task)) {
 		move_piece(&task);
-		return;
+		return 0;
 	}
 	for (i = 0; i < pages; i = end) {
 		bool there = nodes[i] == user->target && !again;
@@ -565,6 +582,7 @@ static void attend(const struct task *whole)
 		}
 		if (there) {
 			count_already(&task, end - i);
+			already += (end - i) << task.shift;
 			continue;
 		}
 		task.address = whole->address + (i << task.shift);
@@ -572,6 +590,40 @@ static void attend(const struct task *whole)
 		task.source = same && nodes[i] >= 0 ? nodes[i] : -1;
 		move_piece(&task);
 	}
+	return already;
+}
+
+/* Huge pages of a piece that is on the target whole. */
+static void make_huge(const struct task *task, uint64_t already)
+{
+	struct pf_user_progress *p = &task->running->user->progress;
+	uint64_t huge;
+
+	if (task->worker->incomplete) {
+		add(&p->uncollapsed[0], task->bytes);
+		return;
+	}
+	huge = collapse(task->address, task->bytes, p);
+	/* Where some were there and some were not, either is true of the huge page. */
+	if (already && already < task->bytes)
+		return;
+	add((already ? p->pages_already : p->pages_moved) + PF_PAGE_BASE, -(huge >> task->shift));
+	add((already ? p->pages_already : p->pages_moved) + PF_PAGE_THP, huge / HUGE_BYTES);
+}
+
+static void attend(const struct task *task)
+{
+	const struct running *running = task->running;
+	uint64_t already;
+
+	if (engine_runs_on(task->address, task->bytes)) {
+		leave(task, task->address, task->bytes, EDEADLK);
+		return;
+	}
+	task->worker->incomplete = false;
+	already = move_astray(task);
+	if (task->shift == running->base_shift && running->user->page_shift > task->shift)
+		make_huge(task, already);
 }
 
 /* ---- Workers ------------------------------------------------------------------------------------ */
@@ -583,7 +635,8 @@ static uint64_t piece_pages(const struct running *running, uint64_t at, struct t
 	uint64_t index = cursor_extent(cursor, at);
 	const struct pf_extent *extent = &cursor->extents[index];
 	uint64_t page = at - cursor->pages_before[index];
-	uint64_t bytes = __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED);
+	uint64_t bytes = rate_piece(running->user->max_rate,
+				    __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED));
 	uint64_t share = cursor_bytes_from(cursor, at) / (2 * (uint64_t)running->threads);
 	uint64_t least = cursor_bytes_from(cursor, 0) / (2 * (uint64_t)running->threads);
 	uint64_t end, pages;
@@ -592,6 +645,8 @@ static uint64_t piece_pages(const struct running *running, uint64_t at, struct t
 	least = least < HUGE_BYTES ? PIECE_BYTES_MIN : HUGE_BYTES;
 	if (bytes > share)	/* so that all end together */
 		bytes = share > least ? share : least;
+	if (running->user->page_shift > extent->shift && bytes < HUGE_BYTES)
+		bytes = HUGE_BYTES;
 	task->address = extent->start + (page << extent->shift);
 	end = task->address + bytes;
 	/* Page tables that go over whole are cheaper than page after page. */
@@ -624,9 +679,19 @@ static bool claim(struct running *running, struct task *task)
 	return true;
 }
 
+static void poll_if_due(struct running *running, uint32_t number)
+{
+	const struct pf_user *user = running->user;
+
+	if (!number && user->poll && user->poll_us &&
+	    now_us() - running->polled_us >= user->poll_us)
+		poll_now(running);
+}
+
 static void work_on(struct running *running, uint32_t number)
 {
 	struct pf_user *user = running->user;
+	uint64_t until;
 	struct task task = {
 		.running = running,
 		.worker = &running->workers[number],
@@ -638,9 +703,10 @@ static void work_on(struct running *running, uint32_t number)
 			leave(&task, task.address, task.bytes, EINVAL);
 		else
 			attend(&task);
-		if (task.is_caller && user->poll && user->poll_us &&
-		    now_us() - running->polled_us >= user->poll_us)
-			poll_now(running);
+		until = __atomic_load_n(&user->due_us, __ATOMIC_RELAXED);
+		do
+			poll_if_due(running, number);
+		while (user->max_rate && !stopped(running) && pace_sleep(until));
 	}
 }
 
@@ -723,14 +789,15 @@ static int run(struct pf_user *user)
 	if (!user->threads || user->threads > PF_MAX_THREADS || user->target < 0 ||
 	    user->target >= PF_MAX_NODES || user->way < PF_USER_CHECKED ||
 	    user->way > PF_USER_PROTECT ||
-	    (user->page_shift && user->page_shift != base_shift))
+	    (user->page_shift && user->page_shift != base_shift && user->page_shift != HUGE_SHIFT))
 		return -EINVAL;
 	user->n_left = 0;
 	if (features < 0) {	/* for want of a file, or of memory: not for good */
 		leave_all(user, -(int)features);
 		return 0;
 	}
-	if (needed(user->way) & ~(uint32_t)features)
+	if ((needed(user->way) | (user->page_shift > base_shift ? PF_USER_HAS_COLLAPSE : 0)) &
+	    ~(uint32_t)features)
 		return refuse(user, -EOPNOTSUPP);
 	bytes = sizeof(*running) + user->threads * sizeof(struct worker);
 	bytes = (bytes + page - 1) & ~(page - 1);

@@ -33,7 +33,13 @@ enum {
 };
 
 #define PIECE_BYTES_MAX ((unsigned long long)PIECE_PLACES << 12)
-#define HUGE_BYTES (2ull << 20)	/* what one page table of base pages spans */
+enum { HUGE_SHIFT = 21 };
+
+#define HUGE_BYTES (1ull << HUGE_SHIFT)	/* what one page table of base pages spans */
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25	/* Linux 6.1 */
+#endif
 
 struct span {
 	uint64_t offset;	/* in the piece */
@@ -125,6 +131,11 @@ const struct place *place_of(const struct piece *piece, uint64_t offset);
 
 /* Has nobody moved or emptied any part of the piece, as far as was heard? */
 bool in_its_place(const struct piece *piece);
+
+/* ---- user_collapse.c ---- */
+
+/* Make huge pages of base pages, where they fill one. Counts both; returns the bytes. */
+uint64_t collapse(uint64_t start, uint64_t bytes, struct pf_user_progress *progress);
 
 /* ---- user_own.c ---- */
 

@@ -552,6 +552,7 @@ enum {
 	PF_USER_HAS_REMAP = 8,		/* MREMAP_DONTUNMAP, for HOLD and PROTECT */
 	PF_USER_HAS_PROTECT = 16,	/* UFFDIO_WRITEPROTECT, for PROTECT */
 	PF_USER_HAS_PROTECT_ABSENT = 32,	/* ... of absent pages too */
+	PF_USER_HAS_COLLAPSE = 64,	/* MADV_COLLAPSE, Linux 6.1, for page_shift 21 */
 };
 
 /*
@@ -577,6 +578,9 @@ struct pf_user_progress {
 	uint64_t pages_unsampled;	/* counted as moved without having been asked before */
 	uint64_t left[256];		/* bytes by errno */
 	uint64_t pieces;
+	uint64_t bytes_collapsed;	/* base pages that are huge ones now, moved or already */
+	/* ... and that stayed as they were: by errno of MADV_COLLAPSE, 0: no whole huge page */
+	uint64_t uncollapsed[256];
 	uint64_t stall_us_max;		/* longest time that an access may have waited */
 	/* Pieces by their stall in us: below 4 by the us, then four buckets an octave. */
 	uint64_t stalls[128];
@@ -587,7 +591,7 @@ struct pf_user {
 	int32_t target;			/* node */
 	uint32_t way;			/* enum pf_user_way */
 	uint32_t flags;
-	uint32_t page_shift;		/* 0: pages keep their size; or the base size */
+	uint32_t page_shift;		/* 0: pages keep their size; or the base size; or 21 */
 	uint32_t threads;		/* caller included */
 	uint32_t poll_us;		/* 0: never */
 	const int32_t *cpus;		/* one for each thread, or NULL */
@@ -598,9 +602,11 @@ struct pf_user {
 	uint64_t piece_bytes;		/* first size of a piece; adapted while it runs */
 	uint32_t stall_us;		/* no access should wait longer; 0: 20 ms */
 	uint32_t copy_method;		/* enum pf_copy_method */
+	uint64_t max_rate;		/* bytes moved a second, 0: as fast as it goes */
 	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
 	void *poll_arg;
 	/* written by the core */
+	uint64_t due_us;		/* for max_rate: what was taken is paid for by then */
 	uint64_t n_left;		/* max_left: there may be more that found no room */
 	uint32_t cancel;		/* any thread may set it */
 	uint32_t workers;
@@ -616,6 +622,10 @@ struct pf_user {
  * itself runs on it; ENOMEM no room on the target, in such pages; EINVAL the
  * mapping is not private, anonymous and writable, or changed meanwhile; EMFILE,
  * ENFILE, EAGAIN: no descriptor for a userfaultfd, or too many threads at it.
+ *
+ * page_shift 21 makes one huge page of each 2 MiB of base pages that lie so, are
+ * all there, and all on the target: by MADV_COLLAPSE, which copies them there
+ * once more. The kernel refuses what is pinned, shared, or MADV_NOHUGEPAGE.
  *
  * Takes two pieces of memory for each thread, 16 MiB at most, and no more.
  * fork() in another thread waits for the pieces under way; a child made by

@@ -110,8 +110,12 @@ def move(
       ``"hold"`` and ``"protect"`` do not see devices (O_DIRECT, io_uring, RDMA): what one
       writes into the range meanwhile is lost, and no other thread may unmap, remap, protect or
       madvise the range. See docs/design.md.
-    - ``page_size``: ``"4K"`` turns huge pages into base pages on the way, also those that are
-      on the node already; with the user engine only.
+    - ``page_size``: ``"4K"`` turns huge pages into base pages on the way, ``"2M"`` turns base
+      pages into huge ones once they are there: each 2 MiB that lies so and is all present, by
+      MADV_COLLAPSE, which copies it again. Both also do so with pages that are on the node
+      already, and with the user engine only. ``MoveResult.bytes_collapsed`` became huge; what
+      stayed as it was is in ``parts`` as ``kept``, with the reason. What the kernel engine
+      moves, and memory marked MADV_NOHUGEPAGE, keeps its page size.
 
     A page that cannot be moved stays where it is and is counted with its errno; the call raises
     only when nothing could be done at all: ``NodeError``, ``RangeError``, ``ProcessGoneError``,
@@ -124,9 +128,9 @@ def move(
         check_node(node, pid)
         sources = check_sources(source)
         limits = Limits(max_gbps, stall_ms, timeout)
-        bound = shared or statuses or sources is not None or max_gbps is not None
+        bound = shared or statuses or sources is not None
         user = choose_engine(
-            what, node, engine, way, page_size, stall_ms=stall_ms, exact=exact, bound=bound
+            what, node, engine, way, page_size, limits=limits, exact=exact, bound=bound
         )
         run = KernelRun(
             what.pid,

@@ -55,7 +55,8 @@ class Failure:
 class EnginePart:
     """Bytes that one engine moved, and why that one; or that the user engine left to the other.
 
-    ``engine`` is ``user``, ``kernel``, or ``left``.
+    ``engine`` is ``user``, ``kernel``, or ``left``; or ``kept``, which is of all of these: bytes
+    whose pages did not become huge ones as was asked.
     """
 
     engine: str
@@ -100,7 +101,8 @@ class MoveResult:
     ``pgmigrate_mt_success`` in ``counters``). ``verified`` maps nodes to pages of a sample that
     was asked again after the move. ``counters`` is the change of the kernel's own counters, which
     are system-wide. Where the user engine took part, ``parts`` says which engine moved how much and
-    why, and ``stalls`` how long accesses may have waited for their pages.
+    why, and ``stalls`` how long accesses may have waited for their pages; ``bytes_collapsed`` of
+    base pages became huge ones (``page_size="2M"``).
     """
 
     node: int
@@ -141,6 +143,7 @@ class MoveResult:
     counters: Mapping[str, int] | None = None
     warnings: tuple[str, ...] = ()
     parts: tuple[EnginePart, ...] = ()
+    bytes_collapsed: int = 0
     stalls: Stalls | None = None
     statuses: npt.NDArray[np.void] | None = field(default=None, repr=False, compare=False)
 

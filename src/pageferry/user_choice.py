@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+import errno
+
+from ._native import lib
+from .errors import UnsupportedError
+from .limits import Limits
 from .page_size import parse_page_size
 from .pages import PAGE_SHIFT
 from .target import Target
-from .user_engine import ENGINES, WAYS, WORTH_BYTES, UserRun, why_not
+from .user_engine import ENGINES, WAYS, WORTH_BYTES, UserRun, features, why_not
+
+_HUGE_SHIFT = 21  # what the C core can make of base pages
 
 
 def choose_engine(
@@ -16,7 +23,7 @@ def choose_engine(
     way: str,
     page_size: str | None,
     *,
-    stall_ms: float | None,
+    limits: Limits,
     exact: bool,
     bound: bool,
 ) -> UserRun | None:
@@ -32,15 +39,11 @@ def choose_engine(
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
     if way not in WAYS:
         raise ValueError(f"way is one of {', '.join(WAYS)}, not {way!r}")
-    base = False
-    if page_size is not None:
-        if parse_page_size(page_size).shift != PAGE_SHIFT:
-            raise ValueError(f"page_size can be the base page's only, not {page_size!r}")
-        base = True
-    if engine == "auto" and (base or way != "auto"):
+    shift = _wanted_shift(page_size)
+    if engine == "auto" and (shift or way != "auto"):
         engine = "user"
     if engine == "kernel":
-        if base or way != "auto":
+        if shift or way != "auto":
             raise ValueError("way and page_size are for engine='user'")
         return None
     if engine == "user":
@@ -48,17 +51,45 @@ def choose_engine(
             raise ValueError("engine='user' moves only this process's own memory; leave pid out")
         if bound:
             raise ValueError(
-                "engine='user' knows no source, shared, statuses or max_gbps; take engine='kernel'"
+                "engine='user' knows no source, shared or statuses; take engine='kernel'"
             )
         error = why_not("checked" if way == "auto" else way)
         if error is not None:
             raise error
+        if shift > PAGE_SHIFT and not features() & lib.PF_USER_HAS_COLLAPSE:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP,
+                "this kernel makes no huge pages of base pages on request",
+                "page_size='2M' needs MADV_COLLAPSE (Linux 6.1); leave page_size out",
+            )
     elif (
         what.pid
         or what.owner is None
         or bound
+        or limits.max_gbps is not None  # what is held back says nothing about who is faster
         or what.bytes < WORTH_BYTES
         or why_not("checked") is not None
     ):
         return None
-    return UserRun(node, way, trial=engine == "auto", stall_ms=stall_ms, exact=exact, base=base)
+    return UserRun(
+        node,
+        way,
+        trial=engine == "auto",
+        stall_ms=limits.stall_ms,
+        exact=exact,
+        shift=shift,
+        max_rate=limits.max_rate,
+    )
+
+
+def _wanted_shift(page_size: str | None) -> int:
+    """Return the shift of the pages that are wanted in place of others, or 0."""
+    if page_size is None:
+        return 0
+    size = parse_page_size(page_size)
+    if size.hugetlb or size.shift not in (PAGE_SHIFT, _HUGE_SHIFT):
+        raise ValueError(
+            f"page_size is that of the base page or of a 2 MiB transparent huge page, "
+            f"not {page_size!r}"
+        )
+    return size.shift

@@ -53,6 +53,14 @@ _REASONS = {
     errno.ENFILE: "the machine has no file left for a userfaultfd",
     errno.EAGAIN: "too many threads move memory at once",
 }
+#: Why base pages did not become huge ones.
+_KEPT = {
+    0: "not 2 MiB of base pages, aligned, all there and all on the node",
+    errno.EINVAL: "marked MADV_NOHUGEPAGE, shared, or changed meanwhile",
+    errno.ENOMEM: "the target has no free huge page",
+    errno.EAGAIN: "in use, or pinned for a device",
+    errno.EBUSY: "the memory cgroup is at its limit, or pages were freed meanwhile",
+}
 #: What may pass: the user engine then leaves everything to the kernel engine.
 _FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -127,9 +135,9 @@ class UserRun:
     """``pf_user`` of the C core: parts of a move, and the rest handed back.
 
     ``trial`` is True where the faster engine is to be found out on the first pieces of each page
-    size (``engine="auto"``), else everything that fits is done here. ``base`` asks for base pages
-    in place of huge ones, ``again`` gives pages that are on the node already new ones, too: for
-    benchmarks on machines with one node. Counts add up over the windows.
+    size (``engine="auto"``), else everything that fits is done here. ``shift`` asks for pages of
+    that size, base or huge, in place of the others; ``again`` gives pages that are on the node
+    already new ones, too: for benchmarks on machines with one node. Counts add up over the windows.
     """
 
     def __init__(
@@ -140,12 +148,13 @@ class UserRun:
         trial: bool,
         stall_ms: float | None,
         exact: bool,
-        base: bool = False,
+        shift: int = 0,
+        max_rate: int = 0,
         again: bool = False,
     ) -> None:
         self.way = "checked" if way == "auto" else way
         self._trial = trial
-        self._base = base
+        self._base = shift == PAGE_SHIFT
         self._exact = exact
         self._again = again
         self._c: Any = ffi.new("struct pf_user *")
@@ -155,7 +164,7 @@ class UserRun:
         self._not_here: Counter[str] = Counter()
         c = self._c
         c.target, c.way = node, _WAY_NUMBERS[self.way]
-        c.page_shift = PAGE_SHIFT if base else 0
+        c.page_shift, c.max_rate = shift, max_rate
         c.left = ffi.from_buffer("struct pf_extent[]", self._left)
         c.max_left = _MAX_LEFT
         c.stall_us = max(int((stall_ms or STALL_MS) * 1000), 1)
@@ -316,6 +325,11 @@ class UserRun:
                 why = _REASONS.get(number, errno.errorcode.get(number, str(number)))
                 parts.append(EnginePart("left", int(p.left[number]), why))
         parts += [EnginePart("left", size, why) for why, size in self._not_here.items()]
+        for number in range(lib.PF_MAX_ERRNO):
+            if p.uncollapsed[number]:
+                why = _KEPT.get(number, errno.errorcode.get(number, str(number)))
+                parts.append(EnginePart("kept", int(p.uncollapsed[number]), why))
+        counts["bytes_collapsed"] = int(p.bytes_collapsed)
         for name in ("moved", "already", "gone", "skipped"):
             counts[f"bytes_{name}"] += int(getattr(p, f"bytes_{name}"))
         for i, kind in enumerate(counts["pages_moved"]):

@@ -74,7 +74,7 @@ static void moves(uint32_t way, bool huge, uint32_t threads, uint32_t flags)
 	CHECK(!munmap(memory, BYTES));
 }
 
-/* Huge pages become base pages on the way, also where they are already. */
+/* Huge pages become base pages on the way, also where they are already; and back. */
 static void splits(uint32_t way)
 {
 	unsigned char *memory = memory_new(BYTES, true);
@@ -94,6 +94,21 @@ static void splits(uint32_t way)
 	CHECK(pf_user_run(&call) == 0);
 	CHECK(call.progress.bytes_moved == BYTES);
 	check_fill(memory, BYTES, 2);
+	if (pf_user_features() & PF_USER_HAS_COLLAPSE) {
+		call = user_call(nodes[n_nodes - 1], way, 2, &extent, 1, left);
+		call.page_shift = 21;
+		CHECK(pf_user_run(&call) == 0);
+		CHECK(call.progress.bytes_moved == BYTES);
+		CHECK(call.progress.bytes_collapsed == BYTES);
+		CHECK(call.progress.pages_moved[PF_PAGE_THP] == BYTES / HUGE);
+		CHECK(!call.progress.pages_moved[PF_PAGE_BASE]);
+		check_fill(memory, BYTES, 2);
+		extent = extent_of(memory, BYTES, true);
+		call = user_call(nodes[0], way, 2, &extent, 1, left);
+		CHECK(pf_user_run(&call) == 0);
+		CHECK(call.progress.pages_moved[PF_PAGE_THP] == BYTES / HUGE);
+		check_fill(memory, BYTES, 2);
+	}
 	CHECK(!munmap(memory, BYTES));
 }
 
@@ -326,7 +341,7 @@ static void bad_calls(void)
 	call = user_call(-1, PF_USER_HOLD, 1, NULL, 0, left);
 	CHECK(pf_user_run(&call) == -EINVAL);
 	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
-	call.page_shift = 21;
+	call.page_shift = 20;
 	CHECK(pf_user_run(&call) == -EINVAL);
 	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
 	CHECK(pf_user_run(&call) == 0);

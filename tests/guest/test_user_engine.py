@@ -73,6 +73,18 @@ def test_huge_pages_become_base_pages() -> None:
     memory.check()
 
 
+def test_base_pages_become_huge_pages_of_the_target() -> None:
+    memory = Memory("base", SIZE, node=0)
+    start = ctypes.c_void_p(memory.addresses_range.start)
+    assert not ctypes.CDLL(None).madvise(start, ctypes.c_size_t(SIZE), mmap.MADV_HUGEPAGE)
+    result = move(memory.words, 1, page_size="2M")
+    assert result.complete and result.bytes_moved == SIZE
+    kept = sum(part.bytes for part in result.parts if part.engine == "kept")
+    assert result.bytes_collapsed + kept == SIZE and result.bytes_collapsed >= SIZE - 2 * HUGE
+    assert memory.nodes() == {1: SIZE}
+    memory.check()
+
+
 @pytest.mark.parametrize("kind", ["hugetlb", "shm", "file"])
 def test_other_memory_goes_by_the_kernel_engine(kind: str, pools: tuple[Path, Path]) -> None:
     if kind == "hugetlb":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import mmap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from regions import HUGE, PAGE, PRIVATE, Region, needs_thp
 
 import pageferry
-from pageferry import plan, procfs, user_engine
+from pageferry import page_size, plan, procfs, user_choice, user_engine
+from pageferry._native import lib
 from pageferry.nodes import machine
 from pageferry.pages import BASE, EXTENT, HUGETLB, THP, extents_bytes
 from pageferry.stalls import _end_us
@@ -146,6 +148,130 @@ def test_a_python_writer_goes_on_while_pages_are_away() -> None:
     assert (region.bytes[::64] == np.uint8(rounds % 256)).all()
 
 
+needs_collapse = pytest.mark.skipif(
+    user_engine.why_not("checked") is not None
+    or not user_engine.features() & lib.PF_USER_HAS_COLLAPSE,
+    reason="no MADV_COLLAPSE here",
+)
+
+
+def small_pages(size: int = SIZE) -> tuple[Region, np.ndarray]:
+    """Base pages, all present, of memory that may have huge ones; and what is in them."""
+    region = Region(size)
+    bytes_ = pattern(size)
+    region.bytes[:] = bytes_
+    region.advise(mmap.MADV_HUGEPAGE)
+    return region, bytes_
+
+
+def sizes(region: Region) -> dict[int, int]:
+    """Bytes by the shift of the pages that they are in."""
+    found: dict[int, int] = {}
+    for extent in extents_of(region):
+        found[int(extent["shift"])] = found.get(int(extent["shift"]), 0) + (
+            int(extent["pages"]) << int(extent["shift"])
+        )
+    return found
+
+
+@needs_collapse
+@needs_thp
+@needs_pagemap
+@pytest.mark.parametrize("way", ["checked", "hold", "protect"])
+def test_base_pages_become_huge_ones_and_back(way: str) -> None:
+    if user_engine.why_not(way):
+        pytest.skip(f"no {way} here")
+    region, bytes_ = small_pages()
+    assert sizes(region) == {12: SIZE}
+    run = user_run(way, shift=21)
+    assert run.run(extents_of(region))[0] == 0
+    counts = run._c.progress
+    assert (counts.bytes_moved, counts.bytes_collapsed) == (SIZE, SIZE)
+    assert list(counts.pages_moved) == [0, SIZE // HUGE, 0]
+    assert sizes(region) == {21: SIZE} and np.array_equal(region.bytes, bytes_)
+    run = user_run(way, shift=12)
+    assert run.run(extents_of(region))[0] == 0
+    assert sizes(region) == {12: SIZE} and np.array_equal(region.bytes, bytes_)
+    assert list(run._c.progress.pages_moved) == [SIZE // PAGE, 0, 0]
+
+
+@needs_collapse
+@needs_thp
+@needs_pagemap
+def test_pages_that_are_there_already_become_huge_too() -> None:
+    region, bytes_ = small_pages()
+    result = pageferry.move(region.bytes, NODE, page_size="2M", exact=True)
+    assert result.complete and result.bytes_already == SIZE and not result.bytes_moved
+    assert result.bytes_collapsed == SIZE and not result.parts
+    assert result.pages_already == {"base": 0, "thp": SIZE // HUGE, "hugetlb": 0}
+    assert sizes(region) == {21: SIZE} and np.array_equal(region.bytes, bytes_)
+    assert result.as_dict()["bytes_collapsed"] == SIZE
+    again = pageferry.move(region.bytes, NODE, page_size="2M")
+    assert again.bytes_already == SIZE and not again.bytes_collapsed
+
+
+@needs_collapse
+@needs_thp
+@needs_pagemap
+def test_what_is_not_a_whole_huge_page_keeps_its_size() -> None:
+    region, bytes_ = small_pages()
+    hole = 2 * HUGE + 300 * PAGE
+    region.advise(mmap.MADV_DONTNEED, hole, PAGE)
+    bytes_[hole : hole + PAGE] = 0
+    part = region.bytes[5 * PAGE :]
+    result = pageferry.move(part, NODE, page_size="2M")
+    assert result.complete
+    assert result.bytes_collapsed == SIZE - 2 * HUGE
+    kept = [part for part in result.parts if part.engine == "kept"]
+    assert [part.bytes for part in kept] == [2 * HUGE - 6 * PAGE]
+    assert "not 2 MiB" in kept[0].reason
+    assert sizes(region) == {21: SIZE - 2 * HUGE, 12: 2 * HUGE - PAGE}
+    assert np.array_equal(region.bytes, bytes_)
+
+
+@needs_collapse
+@needs_thp
+def test_memory_that_is_to_have_small_pages_keeps_them() -> None:
+    region, bytes_ = small_pages()
+    region.advise(mmap.MADV_NOHUGEPAGE)
+    result = pageferry.move(region.bytes, NODE, page_size="2M")
+    assert result.complete and not result.bytes_collapsed
+    kept = [part for part in result.parts if part.engine == "kept"]
+    assert [part.bytes for part in kept] == [SIZE] and "MADV_NOHUGEPAGE" in kept[0].reason
+    assert np.array_equal(region.bytes, bytes_)
+
+
+def test_huge_pages_are_refused_where_the_kernel_makes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything_else = lib.PF_USER_HAS_COLLAPSE - 1  # this kernel may have it
+    monkeypatch.setattr(user_engine, "features", lambda: everything_else)
+    monkeypatch.setattr(user_choice, "features", lambda: everything_else)
+    monkeypatch.setattr(user_choice, "parse_page_size", lambda _: page_size.PageSize(21))
+    region = Region(PAGE)
+    region.write(0, PAGE)
+    with pytest.raises(pageferry.UnsupportedError, match=r"6\.1"):
+        pageferry.move(region.bytes, NODE, page_size="2M")
+
+
+@needs_checked
+def test_the_traffic_of_the_user_engine_is_bounded() -> None:
+    region = Region(SIZE)
+    bytes_ = region.bytes[:] = pattern(SIZE)
+    rate = 50 * SIZE
+    run = user_run(max_rate=rate)
+    begun = time.monotonic_ns() // 1000
+    assert run.run(extents_of(region))[0] == 0
+    counts = run._c
+    assert counts.progress.bytes_moved == SIZE
+    # What was moved was paid for: not a measurement, the sum of what the pieces reserved.
+    assert counts.due_us - begun >= SIZE * 1_000_000 // rate - counts.progress.pieces
+    assert time.monotonic_ns() // 1000 >= counts.due_us
+    assert np.array_equal(region.bytes, bytes_)
+    held_back = pageferry.move(region.bytes, NODE, engine="user", max_gbps=100.0)
+    assert held_back.complete
+
+
 @needs_checked
 def test_cancel_and_progress_reach_both_engines() -> None:
     region = Region(SIZE)
@@ -175,7 +301,6 @@ def test_requests_that_make_no_sense_are_refused() -> None:
         {"engine": "kernel", "page_size": "4K"},
         {"page_size": "3K"},
         {"engine": "user", "statuses": True},
-        {"engine": "user", "max_gbps": 1.0},
     ):
         with pytest.raises(ValueError, match=r"engine|way|page_size|page size"):
             pageferry.move(region.bytes, NODE, **bad)  # type: ignore[arg-type]
