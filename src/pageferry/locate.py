@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .engine import locate_extents
+from .filters import Filter
 from .nodes import machine
 from .pages import BASE, HUGETLB, KINDS, THP, extents_by_size
 from .plan import make_plan
@@ -31,6 +33,8 @@ def locate(
     threads: int | str = "auto",
     statuses: bool = False,
     survey: str | None = None,
+    kind: str | Iterable[str] | None = None,
+    only_page_size: str | None = None,
 ) -> Placement:
     """Say where the pages of ``target`` are: bytes by node and kind of page.
 
@@ -38,8 +42,9 @@ def locate(
     page. Raises ``RangeError`` for unmapped addresses, ``ProcessGoneError`` and
     ``NotPermittedError``. Rests on move_pages(2) without nodes.
     """
-    what = resolve(target, pid, partial)
-    pages = Survey(what, method=survey, partial=partial)
+    part = Filter.of(kind, only_page_size)
+    what = part.narrowed(resolve(target, pid, partial))
+    pages = Survey(what, method=survey, partial=partial, only=part.page_size)
     nodes: dict[int, dict[str, int]] = {}
     counts: dict[int, Counter[int]] = {}
     tables: list[npt.NDArray[np.void]] = []
@@ -48,20 +53,20 @@ def locate(
     for extents in pages.windows():
         seen = True
         plan = make_plan(machine(), -1, extents_by_size(extents), threads=threads)
-        for kind in (BASE, THP, HUGETLB):
-            for shift in np.unique(extents["shift"][extents["kind"] == kind]):
-                chosen = extents[(extents["kind"] == kind) & (extents["shift"] == shift)]
+        for page_kind in (BASE, THP, HUGETLB):
+            for shift in np.unique(extents["shift"][extents["kind"] == page_kind]):
+                chosen = extents[(extents["kind"] == page_kind) & (extents["shift"] == shift)]
                 error, found, gone, failed, table = locate_extents(
                     chosen, what.pid, threads=plan.threads, statuses=statuses
                 )
                 if error:
                     raise refusal(error, what, -1)
                 unknown += (gone + failed) << int(shift)
-                for node in np.flatnonzero(found[:, kind]):
+                for node in np.flatnonzero(found[:, page_kind]):
                     sizes = nodes.setdefault(int(node), dict.fromkeys(KINDS, 0))
-                    sizes[KINDS[kind]] += int(found[node, kind]) << int(shift)
+                    sizes[KINDS[page_kind]] += int(found[node, page_kind]) << int(shift)
                     counts.setdefault(int(node), Counter())[1 << int(shift)] += int(
-                        found[node, kind]
+                        found[node, page_kind]
                     )
                 if table is not None:
                     tables.append(table)

@@ -15,6 +15,7 @@ import numpy as np
 from . import metrics, procfs
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError
+from .filters import Filter
 from .flags import MigrateMode
 from .limits import Limits
 from .nodes import check_node, check_sources
@@ -58,6 +59,8 @@ def move(
     threads: int | str = "auto",
     plan: Plan | None = None,
     partial: str = "touched",
+    kind: str | Iterable[str] | None = None,
+    only_page_size: str | None = None,
     shared: bool = False,
     statuses: bool = False,
     exact: bool = False,
@@ -84,6 +87,11 @@ def move(
       and ``MoveResult.plan`` says so. Raises ``ValueError`` for an impossible plan.
     - ``partial``: ``"touched"`` moves every page that the target has a byte in; ``"inside"``
       only pages that lie in it whole.
+    - ``kind``: only memory of this kind or these, ``filters.MEMORY_KINDS``: ``"anon"`` (private
+      memory without a file, heap and stack among it), ``"heap"``, ``"stack"`` (of the main
+      thread), ``"file"`` (mapped files and shared memory).
+    - ``only_page_size``: only pages of this size: ``"4K"``, ``"2M"`` (transparent huge pages),
+      ``"2M-hugetlb"``, ``"1G"``. Raises ``UnsupportedError`` where sizes cannot be told.
     - ``shared``: also move pages that other processes use too (MPOL_MF_MOVE_ALL; needs
       CAP_SYS_NICE). Without it they count as failed with EACCES.
     - ``statuses``: keep the outcome of every page in ``MoveResult.statuses``.
@@ -123,7 +131,8 @@ def move(
     ``result`` says what moved. Rests on move_pages(2), the user engine on userfaultfd(2).
     """
     with HeldProcess(pid) as process:
-        what = resolve(target, pid, partial)
+        part = Filter.of(kind, only_page_size)
+        what = part.narrowed(resolve(target, pid, partial))
         node = int(node) if isinstance(node, np.integer) else node
         check_node(node, pid)
         sources = check_sources(source)
@@ -147,7 +156,7 @@ def move(
         )
         # Refuses what makes no sense before anything is looked at.
         planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)
-        pages = Survey(what, method=survey, partial=partial)
+        pages = Survey(what, method=survey, partial=partial, only=part.page_size)
         return _move(what, node, planning, run, pages, statuses=statuses)
 
 
@@ -206,6 +215,7 @@ def _move(
         bytes_swapped=pages.bytes_swapped,
         bytes_zero=pages.bytes_zero,
         bytes_cut=pages.bytes_cut,
+        bytes_other_size=pages.bytes_other_size,
         stopped=ended_with,
         cancelled=interrupted or run.cancelled,
         timed_out=timed_out,

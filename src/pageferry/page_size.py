@@ -55,12 +55,13 @@ def thp_available() -> bool:
     return thp_shift() > 0 and sysfs.choice(_ENABLED) not in (None, "never")
 
 
-def parse_page_size(text: str) -> PageSize:
+def parse_page_size(text: str, *, allocate: bool = True) -> PageSize:
     """Return the page size that ``text`` names: ``4K``, ``2M``, ``2M-hugetlb``, ``1G``.
 
     The base page and the transparent huge page have the size that this machine gives them;
     every other size, and one with ``-hugetlb``, is of hugetlb pages. Raises ``ValueError`` for
-    a size that this machine has no pages of, ``UnsupportedError`` where THPs are switched off.
+    a size that this machine has no pages of, ``UnsupportedError`` where THPs are switched off
+    and pages are to be allocated.
     """
     if not isinstance(text, str):
         raise TypeError(f"a page size is a text such as '2M', not {text!r}")
@@ -73,7 +74,7 @@ def parse_page_size(text: str) -> PageSize:
     if size == PAGE_SIZE and not hugetlb:
         return BASE
     if thp_shift() and size == 1 << thp_shift() and not hugetlb:
-        if not thp_available():
+        if allocate and not thp_available():
             raise UnsupportedError(
                 errno.EOPNOTSUPP,
                 f"transparent huge pages of {text} are switched off here",

@@ -158,11 +158,20 @@ def outlook(
     threads: int | str = "auto",
     partial: str = "touched",
     survey: str | None = None,
+    kind: str | Iterable[str] | None = None,
+    only_page_size: str | None = None,
 ) -> Outlook:
     """Return what ``move`` with the same arguments would do. Moves nothing. Raises as ``move``."""
     check_node(node, pid)
     sources = check_sources(source)
-    placement = locate(target, pid=pid, partial=partial, survey=survey)
+    placement = locate(
+        target,
+        pid=pid,
+        partial=partial,
+        survey=survey,
+        kind=kind,
+        only_page_size=only_page_size,
+    )
     pages: Counter[int] = Counter()
     size = 0
     for at, sizes in placement.pages.items():
@@ -192,6 +201,8 @@ def plan_move(
     threads: int | str = "auto",
     partial: str = "touched",
     survey: str | None = None,
+    kind: str | Iterable[str] | None = None,
+    only_page_size: str | None = None,
 ) -> Plan:
     """Return the plan of the move that ``move`` with the same arguments would make.
 
@@ -208,4 +219,6 @@ def plan_move(
         threads=threads,
         partial=partial,
         survey=survey,
+        kind=kind,
+        only_page_size=only_page_size,
     ).plan

@@ -86,7 +86,8 @@ class MoveResult:
     to move was in: ``bytes_elsewhere``, on none of the ``source`` nodes; ``bytes_not_present``,
     never touched; ``bytes_swapped``, in swap or on the way between nodes; ``bytes_zero``, the
     shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after all);
-    ``bytes_cut``, in huge pages that the range covers in part. ``failed`` counts pages by
+    ``bytes_cut``, in huge pages that the range covers in part; ``bytes_other_size``, in pages of
+    another size than ``only_page_size``. ``failed`` counts pages by
     errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
     tried, as the move ended early: ``stopped`` is the errno that ended it, or 0, ``cancelled`` and
     ``timed_out`` (by ``timeout=``) tell of other reasons. ``exact`` is
@@ -117,6 +118,7 @@ class MoveResult:
     bytes_zero: int = 0
     bytes_gone: int = 0
     bytes_cut: int = 0
+    bytes_other_size: int = 0
     bytes_failed: int = 0
     bytes_skipped: int = 0
     pages_moved: Mapping[str, int] = field(default_factory=dict)

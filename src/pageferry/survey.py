@@ -29,13 +29,15 @@ from .errors import (
     RangeError,
     UnsupportedError,
 )
-from .pages import EXTENT, HUGETLB, PAGE_SIZE, THP
+from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, PAGE_SIZE, THP, extents_bytes
 from .target import Target
 
 if TYPE_CHECKING:
     from typing import Any
 
     import numpy.typing as npt
+
+    from .page_size import PageSize
 
 METHODS = ("scan", "pagemap", "query")
 _METHOD_NUMBERS = {"scan": 1, "pagemap": 2, "query": 3}
@@ -111,15 +113,25 @@ class Survey:
     """The present pages of a target, window by window.
 
     ``bytes_present``, ``bytes_zero`` (the shared zero page), ``bytes_swapped`` and ``bytes_cut``
-    (present, but in a huge page that the range covers in part, with ``partial="inside"``) grow
-    while ``windows()`` is consumed. ``method`` names the way in use: one of ``METHODS``. Raises
+    (present, but in a huge page that the range covers in part, with ``partial="inside"``) and
+    ``bytes_other_size`` (present, in pages of another size than ``only``) grow while
+    ``windows()`` is consumed. ``method`` names the way in use: one of ``METHODS``. Raises
     ``ProcessGoneError`` or ``NotPermittedError`` when the process cannot be looked at.
     """
 
-    def __init__(self, target: Target, *, method: str | None = None, partial: str = "touched"):
+    def __init__(
+        self,
+        target: Target,
+        *,
+        method: str | None = None,
+        partial: str = "touched",
+        only: PageSize | None = None,
+    ) -> None:
         if method is not None and method not in METHODS:
             raise ValueError(f"the survey method is one of {', '.join(METHODS)}, not {method!r}")
         self.target = target
+        self.bytes_other_size = 0
+        self._only = only
         self.method = method or "scan"
         self._forced = method is not None
         self._c: Any = ffi.new("struct pf_survey *")
@@ -179,8 +191,9 @@ class Survey:
                 self._classify()
             while self._parts:
                 count = self._fill(extents, pointer)
-                if count:
-                    yield extents[:count]
+                found = extents[:count] if self._only is None else self._of_size(extents[:count])
+                if len(found):
+                    yield found
             self._check_alive()
 
     def _open(self, files: ExitStack) -> None:
@@ -201,6 +214,22 @@ class Survey:
             except OSError:
                 self._c.kpageflags_fd = -1
         self._c.method = _METHOD_NUMBERS[self.method]
+        unsure = self.method == "query" or (self.method == "pagemap" and self._c.kpageflags_fd < 0)
+        if self._only is not None and unsure:
+            raise UnsupportedError(
+                errno.ENOSYS,
+                f"pages of {self._only.name} cannot be told from others here",
+                "that needs Linux 6.7, or root and /proc/PID/pagemap",
+            )
+
+    def _of_size(self, extents: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Return the extents of pages of the one size that is wanted; count the others."""
+        assert self._only is not None
+        kind = HUGETLB if self._only.hugetlb else BASE if self._only.shift == PAGE_SHIFT else THP
+        fits = (extents["kind"] == kind) & (extents["shift"] == self._only.shift)
+        self.bytes_other_size += extents_bytes(extents[~fits])
+        wanted: npt.NDArray[np.void] = extents[fits]
+        return wanted
 
     def _no_pagemap(self, error: OSError) -> None:
         pid = self.target.pid

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import NodeError, RangeError
 from ..flags import parse_nodes, parse_range, parse_size
+from ..page_size import parse_page_size
 from ..pictures import canvas
 from ..topology import Topology, topology
 
@@ -98,6 +99,15 @@ def byte_count(text: str) -> int:
     if not size:
         raise argparse.ArgumentTypeError("a size of 0 bytes is none")
     return size
+
+
+def page_size(text: str) -> str:
+    """Read ``--page-size``: a size that this machine has pages of."""
+    try:
+        parse_page_size(text, allocate=False)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

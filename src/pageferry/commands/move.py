@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         "threads": args.threads,
         "plan": given,
         "partial": args.partial,
+        "kind": args.kind,
+        "only_page_size": args.page_size,
         "shared": args.shared,
         "exact": args.exact,
         "max_gbps": args.max_gbps,
@@ -120,6 +122,7 @@ def show(result: MoveResult) -> None:
         "zero page": result.bytes_zero,
         "freed meanwhile": result.bytes_gone,
         "in cut huge pages, left": result.bytes_cut,
+        "in pages of other sizes, left": result.bytes_other_size,
         "never touched": result.bytes_not_present,
     }
     parts = [f"{name} {console.size(size)}" for name, size in rest.items() if size]

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import console
 from ..errors import DescriptionError, PageferryError, TargetError
+from ..filters import MEMORY_KINDS
 from ..flags import MigrateMode, parse_nodes
 from ..plan import Plan
 from ..planning import Outlook, outlook
@@ -72,6 +73,19 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_range(parser)
     parser.add_argument(
+        "--kind",
+        action="append",
+        choices=MEMORY_KINDS,
+        help="only this kind of memory: anon (private memory without a file, heap and stack among "
+        "it), heap, stack (of the main thread), file (and shared memory); can be repeated",
+    )
+    parser.add_argument(
+        "--page-size",
+        type=arguments.page_size,
+        metavar="SIZE",
+        help="only pages of this size: 4K, 2M (transparent huge pages), 2M-hugetlb, 1G",
+    )
+    parser.add_argument(
         "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
     )
     parser.add_argument(
@@ -120,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
         mode=MODES[args.mode],
         threads=args.threads,
         partial=args.partial,
+        kind=args.kind,
+        only_page_size=args.page_size,
     )
     if several is not None:
         return several_processes.plan(several, node, look, as_json=args.json)
