@@ -3,7 +3,8 @@
 
 Blocks of ``python`` and ``sh`` of one page run in order, all of a language in one interpreter. A
 comment on the line before a block says more: ``<!-- two nodes -->``, it runs in a guest that has
-them; ``<!-- not run: why -->``. ``<!-- check: expression -->`` after a block is true then.
+them; ``<!-- with a Dask client -->``, tests/host/test_dask.py runs it; ``<!-- not run: why -->``.
+``<!-- check: expression -->`` after a block is true then.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pathlib import Path
 from pageferry import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted([DOCS / "tutorial.md", *(DOCS / "howto").glob("*.md")])
+PAGES = sorted([DOCS / "tutorial.md", DOCS / "cluster.md", *(DOCS / "howto").glob("*.md")])
 TWO_NODES = "two nodes"
+DASK = "with a Dask client"
 _COMMENT = re.compile(r"<!-- (.+) -->$")
 _FENCE = re.compile(r"```(\w+)$")
 
@@ -69,9 +71,12 @@ def blocks(page: Path) -> Iterator[Block]:
             yield Block(page, number, "check", comment.removeprefix("check: "), two_nodes)
 
 
-def run_python(page: Path, mark: str) -> int:
-    """Run the Python blocks with this mark, and their checks. Returns the number of blocks."""
-    names: dict[str, object] = {"__name__": "__main__"}
+def run_python(page: Path, mark: str, **given: object) -> int:
+    """Run the Python blocks with this mark, and their checks. Returns the number of blocks.
+
+    They find the names that are ``given``.
+    """
+    names = {"__name__": "__main__"} | given
     count = 0
     for block in blocks(page):
         if block.mark != mark or block.language not in ("python", "check"):
