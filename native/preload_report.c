@@ -3,20 +3,35 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "calls.h"
 #include "preload.h"
 
+/* No link is followed, no FIFO waited for, and no terminal becomes the program's. */
 static int open_file(const char *path, int flags)
 {
-	return (int)raw_call(SYS_openat, AT_FDCWD, (long)path, flags | O_CLOEXEC | O_NOFOLLOW,
-			     0600, 0, 0);
+	return (int)raw_call(SYS_openat, AT_FDCWD, (long)path,
+			     flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600, 0, 0);
 }
 
 static void close_file(int fd)
 {
 	raw_call(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+/*
+ * A file of the launcher's, which nobody else can write or cut short: whoever
+ * touches a page beyond its end would get SIGBUS.
+ */
+static bool is_ours(int fd)
+{
+	struct stat about;
+
+	return !fstat(fd, &about) && S_ISREG(about.st_mode) && !(about.st_mode & 022) &&
+	       (about.st_uid == geteuid() || !about.st_uid) &&
+	       about.st_size >= (off_t)sizeof(struct preload_stats);
 }
 
 /* The launcher's counters; mapped once, for as long as the process lives. */
@@ -25,7 +40,6 @@ static struct preload_stats *shared_stats(void)
 	static struct preload_stats *shared;
 	struct preload_stats *mine = __atomic_load_n(&shared, __ATOMIC_ACQUIRE);
 	struct preload_stats *other = NULL;
-	off_t size;
 	int fd;
 
 	if (mine || !preload_settings.stats)
@@ -33,8 +47,7 @@ static struct preload_stats *shared_stats(void)
 	fd = open_file(preload_settings.stats, O_RDWR);
 	if (fd < 0)
 		return NULL;
-	size = lseek(fd, 0, SEEK_END);
-	if (size >= (off_t)sizeof(*mine)) {
+	if (is_ours(fd)) {
 		mine = mmap(NULL, sizeof(*mine), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (mine == MAP_FAILED)
 			mine = NULL;

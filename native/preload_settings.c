@@ -5,7 +5,10 @@
 
 #include "preload.h"
 
-enum { MOST_UNASKED = 8 };	/* threads, when nobody planned for this machine */
+enum {
+	MOST_UNASKED = 8,	/* threads, when nobody planned for this machine */
+	MOST_NUMBER = 65535,	/* no list of CPUs or nodes goes on beyond */
+};
 
 struct preload_settings preload_settings;
 
@@ -23,18 +26,34 @@ struct list {
 	long last;
 };
 
+/* From 0 to MOST_NUMBER; anything else ends the list. */
+static long number(const char *text, char **end)
+{
+	long value;
+
+	*end = (char *)text;
+	if (*text < '0' || *text > '9')
+		return -1;
+	value = strtol(text, end, 10);
+	return value > MOST_NUMBER ? -1 : value;
+}
+
 static long list_next(struct list *list)
 {
 	char *end;
 
 	if (list->next <= list->last)
 		return list->next++;
-	if (*list->text < '0' || *list->text > '9')
+	list->next = list->last = number(list->text, &end);
+	if (list->next >= 0 && *end == '-')
+		list->last = number(end + 1, &end);
+	if (list->next < 0 || list->last < list->next) {
+		list->text = "";
+		list->next = 0;
+		list->last = -1;
 		return -1;
-	list->next = list->last = strtol(list->text, &end, 10);
-	if (*end == '-')
-		list->last = strtol(end + 1, &end, 10);
-	list->text = *end == ',' ? end + 1 : end;
+	}
+	list->text = *end == ',' ? end + 1 : "";
 	return list->next++;
 }
 

@@ -8,12 +8,10 @@ ignored with a warning.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import platform
-import stat
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +24,9 @@ from .model import BOUNDS, DEFAULT_COSTS, Costs
 from .nodes import machine
 from .strict import Fields, whole
 from .topology import Topology
+from .trusted import read_trusted
 
 FORMAT = 1
-_LONGEST = 64 << 10  # bytes of a file that is read at all
 _DMI = "sys/devices/virtual/dmi/id/product_name"
 SIDES = ("target", "source")
 
@@ -136,27 +134,9 @@ def load(where: Path) -> Calibration | None:
     cannot be read.
     """
     try:
-        # A FIFO must not block, and a link could lead anywhere.
-        handle = os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
-        if error.errno == errno.ELOOP:
-            raise ValueError("it is a symbolic link") from None
-        raise
-    try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no regular file")
-        if about.st_uid != os.geteuid():
-            raise ValueError(f"it belongs to another user (uid {about.st_uid})")
-        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError("others can write it")
-        data = os.read(handle, _LONGEST + 1)  # whole: it is a regular file
-    finally:
-        os.close(handle)
-    if len(data) > _LONGEST:
-        raise ValueError(f"it is longer than {_LONGEST >> 10} KiB")
+        data = read_trusted(where, owners=(os.geteuid(),))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     try:
         value = json.loads(data)
     except RecursionError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import PageferryError
+from .trusted import read_trusted
 
 FILE = "etc/pageferry.toml"
 MODES = ("flag", "always", "never")
@@ -33,26 +34,38 @@ class Switch:
 
 
 def read_switch(root: str | os.PathLike[str] = "/") -> Switch:
-    """Read ``/etc/pageferry.toml`` below ``root``. Raises ``PageferryError`` when it is wrong."""
+    """Read ``/etc/pageferry.toml`` below ``root``.
+
+    Raises ``PageferryError`` when it is wrong, or when anybody but root (or, elsewhere than
+    below ``/``, this user) can have written it.
+    """
     path = Path(root) / FILE
+    owners = {0} if os.fspath(root) == "/" else {0, os.geteuid()}
     try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
+        # A link is the administrator's, as the directory is.
+        values = tomllib.loads(read_trusted(path, owners=owners, links=True).decode())
+    except (FileNotFoundError, NotADirectoryError):
         return Switch()
     except OSError as error:
         raise PageferryError(error.errno or errno.EIO, f"cannot read {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise _wrong(path, "it is nested too deeply") from None
+    except ValueError as error:  # of reading, of UTF-8, of TOML
         raise _wrong(path, str(error)) from None
     unknown = sorted(set(values) - {"mt", "threads"})
     if unknown:
         raise _wrong(path, f"there is no setting named {unknown[0]!r}")
     value = values.get("mt", "flag")
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value not in _VALUES:
-        raise _wrong(path, f'mt is 0, 1 or "flag", not {value!r}')
+        raise _wrong(path, f'mt is 0, 1 or "flag", not {_shown(value)}')
     threads = values.get("threads")
     if threads is not None and (type(threads) is not int or threads < 1):
-        raise _wrong(path, f"threads is a number from 1 up, not {threads!r}")
+        raise _wrong(path, f"threads is a number from 1 up, not {_shown(threads)}")
     return Switch(_VALUES[value], threads, path)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]
 
 
 def _wrong(path: Path, what: str) -> PageferryError:

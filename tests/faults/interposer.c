@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "calls.h"
@@ -16,7 +17,7 @@
 #include "userfault.h"
 
 enum {
-	MMAP, MUNMAP, MREMAP, MADVISE, OPEN, LSEEK, READ, PREAD, UFFD, UFFD_DEVICE, API, REGISTER,
+	MMAP, MUNMAP, MREMAP, MADVISE, OPEN, FSTAT, READ, PREAD, UFFD, UFFD_DEVICE, API, REGISTER,
 	UNREGISTER, WAKE, MOVE, COPY, WRITEPROTECT, SCAN, MOVE_PAGES, MBIND, MIGRATE, GET_POLICY,
 	SET_POLICY, VM_READ, VM_WRITE, WRITE, SET_SCHEDULER, GET_SCHEDULER, SET_AFFINITY, GET_AFFINITY,
 	SET_PRIORITY, THREAD, MALLOC, CALLOC, NONE,
@@ -30,7 +31,7 @@ const struct kind kinds[] = {
 	[MADVISE] = { "madvise", { EINVAL, ENOMEM, EAGAIN, EACCES, EBADF, EFAULT, EIO, EPERM, EINTR,
 				   EHWPOISON } },
 	[OPEN] = { "open", { EMFILE, ENFILE, ENOENT, EACCES, ENOMEM, ELOOP, EINTR } },
-	[LSEEK] = { "lseek", { EINVAL, ESPIPE } },
+	[FSTAT] = { "fstat", { EIO, ENOMEM, EOVERFLOW } },
 	[READ] = { "read", { EINTR, EIO, EAGAIN } },
 	[PREAD] = { "pread", { EINTR, EIO, ESRCH } },
 	[UFFD] = { "userfaultfd", { EPERM, ENOSYS, EMFILE, ENFILE, ENOMEM, EINVAL } },
@@ -283,7 +284,7 @@ WRAP(void *, MAP_FAILED, mmap64, MMAP,
      (start, bytes, protection, flags, fd, offset))
 WRAP(int, -1, munmap, MUNMAP, (void *start, size_t bytes), (start, bytes))
 WRAP(int, -1, madvise, MADVISE, (void *start, size_t bytes, int advice), (start, bytes, advice))
-WRAP(off_t, -1, lseek64, LSEEK, (int fd, off_t offset, int whence), (fd, offset, whence))
+WRAP(int, -1, fstat64, FSTAT, (int fd, struct stat64 *about), (fd, about))
 WRAP(ssize_t, -1, read, READ, (int fd, void *to, size_t bytes), (fd, to, bytes))
 WRAP(ssize_t, -1, pread64, PREAD, (int fd, void *to, size_t bytes, off_t offset),
      (fd, to, bytes, offset))

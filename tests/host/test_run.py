@@ -237,6 +237,7 @@ def test_switch(tmp_path: Path, text: str, switch: tuple[str, int | None]) -> No
     file = tmp_path / "etc/pageferry.toml"
     file.parent.mkdir()
     file.write_text(text)
+    file.chmod(0o644)
     assert read_switch(tmp_path) == Switch(*switch, file)
 
 
@@ -256,6 +257,7 @@ def test_switch(tmp_path: Path, text: str, switch: tuple[str, int | None]) -> No
 def test_a_switch_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/pageferry.toml").write_text(text)
+    (tmp_path / "etc/pageferry.toml").chmod(0o644)
     with pytest.raises(PageferryError, match="EINVAL") as info:
         read_switch(tmp_path)
     assert words in str(info.value)
