@@ -17,7 +17,7 @@ from pageferry.bench.call import run_call
 from pageferry.bench.machine import OtherLoad
 from pageferry.bench.memory import HUGE, Child, PageArray
 from pageferry.bench.published import SERIES, published
-from pageferry.bench.series import PLAIN, _powers_of_two, _summary, run_series
+from pageferry.bench.series import PLAIN, _powers_of_two, _summary, merge, run_series
 from pageferry.bench.series_report import plot, print_table, published_figures
 from pageferry.errors import NodeError
 from pageferry.locate import locate
@@ -108,11 +108,25 @@ def test_other_load_leaves_out_ourselves_and_our_children():
     assert with_stranger > 0.2
 
 
+def test_kernels_in_one_table():
+    both = merge({"stock": figures(), "patched": figures()})
+    assert [way["name"] for way in both["cases"][0]["ways"]] == [
+        PLAIN,
+        "pageferry, 2 threads",
+        f"patched: {PLAIN}",
+        "patched: pageferry, 2 threads",
+    ]
+    text = io.StringIO()
+    print_table(both, Console(file=text, width=200, soft_wrap=True))
+    assert "patched: Linux 6.12, a guest of its own" in text.getvalue()
+    assert text.getvalue().count("Moved 100000 normal pages") == 4
+
+
 def test_plot_is_a_picture_with_ink(tmp_path):
     from matplotlib import image
 
     path = tmp_path / "plot.png"
-    plot(figures(), path)
+    plot(merge({"stock": figures(), "patched": figures()}), path)
     pixels = image.imread(path)
     assert pixels.shape[0] > 200 and pixels.shape[1] > 500
     assert 0.005 < (pixels[..., :3].min(axis=2) < 0.5).mean() < 0.5

@@ -130,7 +130,8 @@ def check_runs(figures: Mapping[str, Any], costs: Costs | None = None) -> dict[s
     measured: list[Measured] = []
     for case in figures["cases"]:
         for way in case["ways"]:
-            threads = int((re.search(r"(\d+) thread", way["name"]) or [0, 1])[1])
+            number = re.search(r"(?<=× )\d+|\d+(?= thread)", way["name"])
+            threads = int(number[0]) if number else 1
             pages = {int(case["page_size"]): int(case["pages"])}
             rows.append(
                 {
@@ -171,6 +172,8 @@ def _why_not(way: str) -> str | None:
         return "it is another program, and its start counts"
     if way.endswith("that process"):
         return "all memory of a process moves, more than the pages that are counted"
+    if "MPOL_MF_MOVE_MT" in way or way.endswith("user engine"):
+        return "it copies in another way"
     return None
 
 

@@ -21,15 +21,18 @@ import numpy as np
 
 from .._native import ffi, lib
 from ..errors import NodeError, PageferryError
-from ..flags import MPOL_MF_MOVE
+from ..flags import MPOL_MF_MOVE, MPOL_MF_MOVE_MT
 from ..migrate import move
+from ..syscalls import kernel_has_mt
 from ..topology import topology
+from ..user_engine import why_not
 from .machine import machine_facts
 from .memory import HUGE, Child, PageArray
 
 #: Page size in bytes, pages, and the series' own word for them.
 CASES = ((4096, 100000, "normal"), (HUGE, 195, "huge"))
 PLAIN = "plain move_pages"
+PLAIN_MT = f"{PLAIN}, MPOL_MF_MOVE_MT"
 MIGRATEPAGES = "migratepages"
 EXPERIMENT = "series"
 
@@ -42,6 +45,7 @@ def run_series(
     repeats: int = 7,
     threads: tuple[int, ...] = (),
     cases: tuple[tuple[int, int, str], ...] = CASES,
+    user_engine: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run the experiment on this machine and return its figures, ready for JSON.
@@ -50,7 +54,9 @@ def run_series(
     process may use. ``say`` is told what goes on. Raises ``NodeError`` (ENODEV) on a machine with
     fewer than two memory nodes, ``MemoryError`` when they are too full, and ``AssertionError``
     should a single byte be wrong afterwards. The way "plain move_pages × N" is N bare calls on N
-    threads: what several threads can gain here at all, without any work around the calls.
+    threads: what several threads can gain here at all, without any work around the calls. Where the
+    kernel takes MPOL_MF_MOVE_MT, one plain call with it is another way, and with ``user_engine``,
+    where this process may use it, that is.
     """
     machine = topology()
     if len(machine.target_nodes) < 2:
@@ -70,8 +76,23 @@ def run_series(
         "cases": [],
     }
     for page_size, pages, word in cases:
-        figures["cases"].append(_case(page_size, pages, word, nodes, numbers, repeats, say))
+        figures["cases"].append(
+            _case(page_size, pages, word, nodes, numbers, repeats, user_engine, say)
+        )
     return figures
+
+
+def merge(by_kernel: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of several kernels' guests as one: those of the first, and the others'.
+
+    Ways of the others have the kernel's name with theirs, and keep the baseline of their own guest.
+    """
+    (_, merged), *others = by_kernel.items()
+    merged["kernels"] = {name: each["machine"] for name, each in by_kernel.items()}
+    for kernel, figures in others:
+        for case, more in zip(merged["cases"], figures["cases"], strict=True):
+            case["ways"] += [{**way, "name": f"{kernel}: {way['name']}"} for way in more["ways"]]
+    return merged
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:
@@ -88,6 +109,7 @@ def _case(
     nodes: tuple[int, ...],
     threads: tuple[int, ...],
     repeats: int,
+    user_engine: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     size = pages * page_size
@@ -102,8 +124,12 @@ def _case(
         ways: dict[str, Move] = {PLAIN: _plain(array.addresses)}
         if most > 1:
             ways[f"{PLAIN} × {most}"] = _side_by_side(array.addresses, crowd, most)
+        if kernel_has_mt():
+            ways[PLAIN_MT] = _plain(array.addresses, MPOL_MF_MOVE | MPOL_MF_MOVE_MT)
         for count in threads:
-            ways[_name(count)] = _pageferry(array, count)
+            ways[_name(count)] = _pageferry(array, count, "kernel")
+        if user_engine and not why_not("checked"):
+            ways[f"{_name(most)}, user engine"] = _pageferry(array, most, "user")
         rivals: dict[str, Move] = {}
         if shutil.which(MIGRATEPAGES):
             rivals = {
@@ -149,7 +175,7 @@ def _timed(way: Move, source: int, target: int) -> float:
     return time.perf_counter() - begun
 
 
-def _plain(addresses: _Addresses) -> Move:
+def _plain(addresses: _Addresses, flags: int = MPOL_MF_MOVE) -> Move:
     """One system call for all pages, its lists made beforehand: today's program."""
     status = np.empty(len(addresses), np.int32)
     targets: dict[int, np.ndarray[Any, np.dtype[np.int32]]] = {}
@@ -162,7 +188,7 @@ def _plain(addresses: _Addresses) -> Move:
             ffi.from_buffer("uint64_t[]", addresses),
             ffi.from_buffer("int32_t[]", nodes),
             ffi.from_buffer("int32_t[]", status),
-            MPOL_MF_MOVE,
+            flags,
         )
         if result < 0:
             raise PageferryError(-result, "move_pages failed")
@@ -185,9 +211,9 @@ def _side_by_side(addresses: _Addresses, crowd: ThreadPoolExecutor, threads: int
     return call
 
 
-def _pageferry(array: PageArray, threads: int) -> Move:
+def _pageferry(array: PageArray, threads: int, engine: str) -> Move:
     def call(source: int, target: int) -> None:
-        result = move(array.words, target, threads=threads, engine="kernel")
+        result = move(array.words, target, threads=threads, engine=engine)
         if result.bytes_moved != array.bytes:
             raise RuntimeError(f"pageferry moved {result.bytes_moved} of {array.bytes}: {result}")
 

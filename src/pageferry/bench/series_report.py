@@ -44,6 +44,8 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         )
     if facts["numa_balancing"]:
         out.print("NUMA balancing is on: the kernel may have moved pages as well.")
+    for name, each in list(figures.get("kernels", {}).items())[1:]:
+        out.print(f"{name}: Linux {each['kernel']}, a guest of its own, with its own plain call")
     for case in figures["cases"]:
         out.print()
         for way in case["ways"]:
@@ -76,7 +78,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         ways = case["ways"]
         labels = [way["name"] for way in ways]
         rows = range(len(ways))
-        colours = ["#8a8f98" if not w["name"].startswith("pageferry") else "#1769aa" for w in ways]
+        colours = ["#8a8f98" if "pageferry" not in w["name"] else "#1769aa" for w in ways]
         speed = [way["gbps"] for way in ways]
         spread = [
             [w["gbps"] - w["gbps_low"] for w in ways],

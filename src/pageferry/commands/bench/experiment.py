@@ -71,6 +71,7 @@ def in_guest(
     *,
     memory: str = GUEST_MEMORY,
     timeout: float = 3600,
+    kernel: str = "stock",
 ) -> dict[str, Any]:
     """Run ``bench EXPERIMENT`` with ``options`` in a guest with two nodes; return its figures.
 
@@ -90,6 +91,7 @@ def in_guest(
     result = lab.run(
         command,
         memory=memory,
+        kernel=kernel,
         cpus=args.cpus,
         append="numa_balancing=disable",
         notify=say,

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from ... import console
-from ...bench.series import CASES, run_series
+from ...bench.series import CASES, merge, run_series
 from ...bench.series_report import plot, print_table
 from .experiment import (
     add_lab,
@@ -48,26 +48,48 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         default=(CASES[0][1], CASES[1][1]),
         help="pages of 4 KiB and of 2 MiB (default: %(default)s)",
     )
+    parser.add_argument("--user-engine", action="store_true", help="move by the user engine, too")
+    parser.add_argument(
+        "--kernel",
+        type=_kernels,
+        default=("stock",),
+        metavar="NAME,NAME,…",
+        help="kernels of the guest, one after the other: stock, stock-6.1, patched (with the "
+        "series for 6.12, built when it is not there) or a path; all: stock,patched",
+    )
     add_lab(parser)
     add_output(parser)
     parser.set_defaults(run=_run)
 
 
+def _kernels(text: str) -> tuple[str, ...]:
+    return ("stock", "patched") if text == "all" else tuple(dict.fromkeys(text.split(",")))
+
+
 def _run(args: argparse.Namespace) -> int:
     check_output(args)
+    if args.kernel != ("stock",):
+        args.lab = "always"
     if args.from_json:
         figures = earlier(args.from_json, "series")
     elif wants_guest(args):
         options = ["--repeats", str(args.repeats), "--pages", *map(str, args.pages)]
         if args.threads:
             options += ["--threads", ",".join(map(str, args.threads))]
-        figures = in_guest(args, options)
+        options += ["--user-engine"] if args.user_engine else []
+        figures = merge({kernel: in_guest(args, options, kernel=kernel) for kernel in args.kernel})
     else:
         cases = tuple(
             (size, pages, word) for (size, _, word), pages in zip(CASES, args.pages, strict=True)
         )
         try:
-            figures = run_series(repeats=args.repeats, threads=args.threads, cases=cases, say=say)
+            figures = run_series(
+                repeats=args.repeats,
+                threads=args.threads,
+                cases=cases,
+                user_engine=args.user_engine,
+                say=say,
+            )
         except MemoryError as error:
             console.complain(str(error))
             return 1
