@@ -6,12 +6,13 @@
  */
 #include <errno.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "futex.h"
 #include "pages.h"
+#include "signals.h"
 
 enum { LIFT_US = 500 };		/* that a caller waits for helpers before it lifts them */
 
@@ -22,22 +23,35 @@ static struct {
 	uint32_t size;
 	uint32_t named;
 	uint32_t jobs;
-	cpu_set_t *anywhere;	/* affinity to go back to when not pinned */
-	size_t anywhere_size;
+	cpu_set_t anywhere[CPU_SETS];	/* affinity to go back to when not pinned */
+	bool has_anywhere;
+	sigset_t fork_before;	/* the signals of a thread that forks */
 	bool probed;
 	bool yields;
 	bool stuck;		/* lifting was refused, whatever the probe said */
 	uid_t probed_as;
 } crew = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
+/*
+ * A fork in another thread waits for this lock, so nobody allocates memory or
+ * creates a thread under it: that takes locks of the C library, or of an
+ * allocator put before it, which the fork may have taken already. And no signal
+ * arrives: a handler that forks, exits, or moves pages would wait for the thread
+ * that it has interrupted.
+ */
 static void fork_prepare(void)
 {
-	pthread_mutex_lock(&crew.lock);
+	sigset_t before;
+
+	quiet_lock(&crew.lock, &before);
+	crew.fork_before = before;
 }
 
 static void fork_parent(void)
 {
-	pthread_mutex_unlock(&crew.lock);
+	sigset_t before = crew.fork_before;
+
+	quiet_unlock(&crew.lock, &before);
 }
 
 /*
@@ -56,16 +70,17 @@ static void fork_child(void)
 			helper->lifted = 0;
 			helper->yields = false;	/* its thread is the parent's: let it be */
 		} else {
-			free(helper);
+			unmap_memory(helper, sizeof(*helper));
 		}
 		helper = next;
 	}
-	free(crew.watch);
+	if (crew.watch)
+		watch_forget(crew.watch);
 	crew.helpers = NULL;
 	crew.watch = NULL;
 	crew.size = 0;
 	crew.jobs = 0;
-	pthread_mutex_unlock(&crew.lock);
+	fork_parent();
 }
 
 /*
@@ -80,19 +95,8 @@ __attribute__((constructor(200))) static void register_fork(void)
 /* Remember what this process may use before any helper is pinned. */
 static void remember_affinity(void)
 {
-	long cpus = sysconf(_SC_NPROCESSORS_CONF);
-	int count = cpus > 1024 ? (int)cpus : 1024;
-
-	if (crew.anywhere)
-		return;
-	crew.anywhere = CPU_ALLOC(count);
-	if (!crew.anywhere)
-		return;
-	crew.anywhere_size = CPU_ALLOC_SIZE(count);
-	if (sched_getaffinity(0, crew.anywhere_size, crew.anywhere)) {
-		CPU_FREE(crew.anywhere);
-		crew.anywhere = NULL;
-	}
+	if (!crew.has_anywhere)
+		crew.has_anywhere = !sched_getaffinity(0, sizeof(crew.anywhere), crew.anywhere);
 }
 
 /* ---- Under crew.lock ---------------------------------------------------------- */
@@ -113,12 +117,13 @@ static void lift(struct helper *helper, int policy)
 static void look_after_helpers(void)
 {
 	struct helper *helper;
+	sigset_t before;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	for (helper = crew.helpers; helper; helper = helper->next)
 		if (helper->taken && helper->yields && works(helper) && watch_starved(helper))
 			lift(helper, helper->job->policy);
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 }
 
 static void dismiss(struct helper *helper)
@@ -163,15 +168,35 @@ static struct helper *idle_helper(void)
 	for (helper = crew.helpers; helper; helper = helper->next)
 		if (!helper->taken && helper->yields == crew.yields)
 			return helper;
-	if (crew.yields && !crew.watch)
-		crew.watch = watch_start(look_after_helpers);
-	if (crew.yields && !crew.watch)
-		crew.yields = false;	/* nobody would lift them */
-	helper = helper_create(++crew.named, crew.yields);
+	return NULL;
+}
+
+/* Gives the lock up meanwhile, and the signals of this thread stay blocked. */
+static struct helper *new_helper(void)
+{
+	bool watched = !crew.yields || crew.watch;
+	uint32_t number = ++crew.named;
+	struct watch *watch = NULL;
+	struct helper *helper;
+
+	pthread_mutex_unlock(&crew.lock);
+	if (!watched)
+		watch = watch_start(look_after_helpers);
+	helper = helper_create(number);
+	pthread_mutex_lock(&crew.lock);
+	if (watch && !crew.watch) {
+		crew.watch = watch;
+		watch_jobs(watch, crew.jobs > 0);
+	} else if (watch) {		/* another caller was faster */
+		pthread_mutex_unlock(&crew.lock);
+		watch_stop(watch);
+		pthread_mutex_lock(&crew.lock);
+	}
 	if (!helper)
 		return NULL;
-	if (!helper->yields)
-		crew.yields = false;
+	if (!crew.watch || helper->tid <= 0)
+		crew.yields = false;	/* nobody would, or could, lift it */
+	helper->yields = crew.yields;
 	helper->next = crew.helpers;
 	crew.helpers = helper;
 	crew.size++;
@@ -207,34 +232,38 @@ static struct helper *invite(struct job *job, uint32_t threads, const int32_t *c
 {
 	struct helper *invited = NULL;
 	int caller_cpu = sched_getcpu();
+	sigset_t before;
 	uint32_t i;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	remember_affinity();
 	probe_yielding();
 	for (i = 1; i < threads; i++) {
 		struct helper *helper = idle_helper();
 
 		if (!helper)
+			helper = new_helper();
+		if (!helper)
 			break;
 		helper->taken = true;
 		helper->beside = invited;
 		invited = helper;
-		helper_pin(helper, helper_cpu(cpus, threads, i, caller_cpu), crew.anywhere,
-			   crew.anywhere_size);
+		helper_pin(helper, helper_cpu(cpus, threads, i, caller_cpu),
+			   crew.has_anywhere ? crew.anywhere : NULL);
 		helper_offer(helper, job, i);
 	}
 	if (invited)
 		jobs_change(crew.jobs + 1);
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 	return invited;
 }
 
 static void give_up_helpers(struct helper *invited)
 {
 	struct helper *helper, *next;
+	sigset_t before;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	for (helper = invited; helper; helper = next) {
 		next = helper->beside;
 		helper->taken = false;
@@ -247,16 +276,18 @@ static void give_up_helpers(struct helper *invited)
 	}
 	if (invited && crew.jobs)
 		jobs_change(crew.jobs - 1);
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 }
 
 static void lift_all(struct helper *invited, int policy)
 {
-	pthread_mutex_lock(&crew.lock);
+	sigset_t before;
+
+	quiet_lock(&crew.lock, &before);
 	for (struct helper *helper = invited; helper; helper = helper->beside)
 		if (works(helper))
 			lift(helper, policy);
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 }
 
 struct waiting {
@@ -343,22 +374,24 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 
 uint32_t pf_crew_size(void)
 {
+	sigset_t before;
 	uint32_t size;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	size = crew.size;
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 	return size;
 }
 
 int pf_crew_yields(void)
 {
+	sigset_t before;
 	bool yields;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	probe_yielding();
 	yields = crew.yields;
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 	return yields;
 }
 
@@ -367,8 +400,9 @@ __attribute__((destructor)) void pf_crew_stop(void)
 	struct helper **link = &crew.helpers;
 	struct helper *ended = NULL;
 	struct watch *watch = NULL;
+	sigset_t before;
 
-	pthread_mutex_lock(&crew.lock);
+	quiet_lock(&crew.lock, &before);
 	while (*link) {
 		struct helper *helper = *link;
 
@@ -385,7 +419,7 @@ __attribute__((destructor)) void pf_crew_stop(void)
 		watch = crew.watch;
 		crew.watch = NULL;
 	}
-	pthread_mutex_unlock(&crew.lock);
+	quiet_unlock(&crew.lock, &before);
 	while (ended) {
 		struct helper *helper = ended;
 

@@ -11,11 +11,14 @@
 #define PAGEFERRY_CREW_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
 #include "pageferry.h"
+
+enum { CPU_SETS = 8192 / CPU_SETSIZE };	/* of all CPUs that Linux can have, one after the other */
 
 enum helper_state {
 	HELPER_IDLE,		/* waits for a job */
@@ -77,7 +80,7 @@ bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*ma
 		   void *arg);
 
 /* A new helper, asleep; NULL: the system has no thread to give. */
-struct helper *helper_create(uint32_t number, bool yields);
+struct helper *helper_create(uint32_t number);
 
 /* Hand a job to a helper that is idle and taken. */
 void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
@@ -85,8 +88,8 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
 /* True: it had not begun, and will not. */
 bool helper_take_back(struct helper *helper);
 
-/* Give it a CPU of its own, or with -1 those of the set. For a helper that is idle. */
-void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere, size_t size);
+/* Give it a CPU of its own, or with -1 those of the CPU_SETS sets. For a helper that is idle. */
+void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere);
 
 /* Let it run like any thread, for this job. False: the kernel refuses. */
 bool helper_lift(struct helper *helper, int policy);
@@ -118,6 +121,7 @@ struct watch;
 struct watch *watch_start(void (*look)(void));
 void watch_jobs(struct watch *watch, bool any);
 void watch_stop(struct watch *watch);
+void watch_forget(struct watch *watch);	/* in a child, where its thread is not */
 
 /* Has a helper that works got no CPU since the last time this was asked? */
 bool watch_starved(struct helper *helper);

@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -243,22 +242,16 @@ static void exchange_piece(struct exchanging *exchanging, uint32_t worker,
 {
 	struct exchanger *own = &exchanging->workers[worker];
 	struct pf_exchange *exchange = exchanging->exchange;
-	sigset_t all, before;
+	sigset_t before;
 	uint64_t begun, us;
 	int error;
 
-	/* A handler would run on this stack: it might touch the piece and wait for itself. */
-	sigfillset(&all);
-	if (worker == 0)
-		pthread_sigmask(SIG_SETMASK, &all, &before);
-	engine_enter();
+	engine_enter(&before);
 	begun = now_us();
 	own->bytes_exchanged = own->bytes_gone = 0;
 	error = pass(own, both, exchanging->shift);
 	us = now_us() - begun;
-	engine_exit();
-	if (worker == 0)
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	engine_exit(&before);
 	if (error) {
 		refuse(exchanging, both->bytes, -error);
 		return;
@@ -379,23 +372,9 @@ static void work_on(struct exchanging *exchanging, uint32_t worker)
 
 static int open_lane(const struct exchanging *exchanging, struct lane *lane)
 {
-	int error;
-
 	lane->block = (uintptr_t)exchanging;
 	lane->block_bytes = exchanging->bytes;
-	error = engine_join(lane);
-	if (error)
-		return error;
-	error = lane_open(lane, PF_USER_CHECKED, exchanging->features);
-	if (error)
-		engine_leave(lane);
-	return error;
-}
-
-static void close_lane(struct lane *lane)
-{
-	lane_close(lane);
-	engine_leave(lane);
+	return engine_join(lane, PF_USER_CHECKED, exchanging->features);
 }
 
 static void exchange_work(void *arg, uint32_t worker)
@@ -409,9 +388,9 @@ static void exchange_work(void *arg, uint32_t worker)
 		error = open_lane(exchanging, &lanes[1]);
 		if (!error) {
 			work_on(exchanging, worker);
-			close_lane(&lanes[1]);
+			engine_leave(&lanes[1]);
 		}
-		close_lane(&lanes[0]);
+		engine_leave(&lanes[0]);
 	}
 	if (error && worker == 0)	/* the others can do without this one */
 		__atomic_compare_exchange_n(&exchanging->exchange->error, &none, -error, false,

@@ -3,14 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/resource.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "futex.h"
 #include "pages.h"
+#include "signals.h"
 
 enum {
 	HELPER_STACK = 256 << 10,
@@ -140,24 +140,23 @@ static void *helper_main(void *arg)
 		close_account(self);
 	}
 	if (self->detached)
-		free(self);
+		unmap_memory(self, sizeof(*self));
 	return NULL;
 }
 
 bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*main)(void *arg),
 		   void *arg)
 {
-	sigset_t all, before;
+	sigset_t before;
 	pthread_attr_t attr;
 	int error;
 
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, stack);
 	/* The program's handlers must never run on a thread it does not know. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
+	signals_block(&before);
 	error = pthread_create(thread, &attr, main, arg);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	signals_restore(&before);
 	pthread_attr_destroy(&attr);
 	if (!error)
 		pthread_setname_np(*thread, name);
@@ -172,9 +171,9 @@ static bool is_realtime(void)
 	return policy == SCHED_FIFO || policy == SCHED_RR;
 }
 
-struct helper *helper_create(uint32_t number, bool yields)
+struct helper *helper_create(uint32_t number)
 {
-	struct helper *helper = calloc(1, sizeof(*helper));
+	struct helper *helper = map_memory(sizeof(*helper));
 	struct sched_param none = { .sched_priority = 0 };
 	char name[16];
 
@@ -183,13 +182,12 @@ struct helper *helper_create(uint32_t number, bool yields)
 	helper->pinned = -1;
 	snprintf(name, sizeof(name), "pageferry/%u", number);
 	if (!thread_create(&helper->thread, HELPER_STACK, name, helper_main, helper)) {
-		free(helper);
+		unmap_memory(helper, sizeof(*helper));
 		return NULL;
 	}
 	/* The id of a thread's CPU clock is made of the thread's own: no need to wait for it. */
 	if (!pthread_getcpuclockid(helper->thread, &helper->clock))
 		helper->tid = ~(helper->clock >> 3);
-	helper->yields = yields && helper->tid > 0;
 	if (helper->tid > 0 && is_realtime())
 		sched_setscheduler(helper->tid, SCHED_OTHER, &none);
 	return helper;
@@ -213,28 +211,23 @@ bool helper_take_back(struct helper *helper)
 	return change(helper, HELPER_OFFERED, HELPER_IDLE);
 }
 
-void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere, size_t size)
+void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere)
 {
-	cpu_set_t *set;
+	cpu_set_t set[CPU_SETS];
 
 	if (cpu == helper->pinned || helper->tid <= 0)
 		return;
 	if (cpu < 0) {
 		if (anywhere)
-			sched_setaffinity(helper->tid, size, anywhere);
+			sched_setaffinity(helper->tid, sizeof(set), anywhere);
 		helper->pinned = -1;
 		return;
 	}
-	set = CPU_ALLOC(cpu + 1);
-	if (!set)
-		return;
-	size = CPU_ALLOC_SIZE(cpu + 1);
-	CPU_ZERO_S(size, set);
-	CPU_SET_S(cpu, size, set);
+	CPU_ZERO_S(sizeof(set), set);
+	CPU_SET_S(cpu, sizeof(set), set);	/* beyond the sets: none, which is refused */
 	/* A CPU that a cpuset took away meanwhile: run where the kernel lets us. */
-	if (!sched_setaffinity(helper->tid, size, set))
+	if (!sched_setaffinity(helper->tid, sizeof(set), set))
 		helper->pinned = cpu;
-	CPU_FREE(set);
 }
 
 bool helper_lift(struct helper *helper, int policy)
@@ -260,7 +253,7 @@ void helper_end(struct helper *helper)
 	__atomic_store_n(&helper->state, HELPER_STOP, __ATOMIC_RELEASE);
 	futex_wake(&helper->state);
 	pthread_join(helper->thread, NULL);
-	free(helper);
+	unmap_memory(helper, sizeof(*helper));
 }
 
 void helper_dismiss(struct helper *helper)

@@ -90,7 +90,7 @@ void pace_together(struct pace *pace, uint64_t left)
 	open_account(pace);
 	pace->bytes_then = left;
 	pace->turns++;
-	pace->left = 0;
+	__atomic_store_n(&pace->left, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&pace->alone, 0, __ATOMIC_RELAXED);
 }
 
@@ -203,7 +203,8 @@ bool pace_judge(struct pace *pace, uint64_t left)
 		return false;
 	if (!pace->alone && __atomic_load_n(&pace->left, __ATOMIC_RELAXED) &&
 	    !pace_helping(pace)) {
-		pace->alone = 1;	/* the crew's own decision: its threads are wanted elsewhere */
+		/* the crew's own decision: its threads are wanted elsewhere */
+		__atomic_store_n(&pace->alone, 1, __ATOMIC_RELAXED);
 		pace->bytes_then = left;
 		open_account(pace);
 	}

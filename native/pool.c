@@ -13,6 +13,7 @@
 #include "calls.h"
 #include "pageferry.h"
 #include "pool.h"
+#include "signals.h"
 
 enum {
 	PIECES = 16384,
@@ -35,6 +36,7 @@ struct shelf {
 
 static struct {
 	pthread_mutex_t lock;
+	sigset_t fork_before;	/* the signals of a thread that forks */
 	struct shelf shelves[SHELVES];
 	struct piece pieces[PIECES];
 	uint32_t n_shelves;
@@ -45,12 +47,17 @@ static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
 static void fork_prepare(void)
 {
-	pthread_mutex_lock(&pool.lock);
+	sigset_t before;
+
+	quiet_lock(&pool.lock, &before);
+	pool.fork_before = before;
 }
 
 static void fork_parent(void)
 {
-	pthread_mutex_unlock(&pool.lock);
+	sigset_t before = pool.fork_before;
+
+	quiet_unlock(&pool.lock, &before);
 }
 
 /* The mappings are not there in the child (MADV_DONTFORK): nothing to unmap. */
@@ -59,6 +66,7 @@ static void fork_child(void)
 	pool.n_shelves = 0;
 	pool.n_pieces = 0;
 	pthread_mutex_init(&pool.lock, NULL);
+	signals_restore(&pool.fork_before);
 }
 
 static void register_fork(void)
@@ -159,15 +167,16 @@ void *pool_take(int32_t node, uint32_t shift, size_t bytes)
 	struct piece *piece;
 	struct shelf *shelf;
 	uint64_t start = 0;
+	sigset_t before;
 
 	if (!bytes || !whole_pages(bytes, shift))
 		return NULL;
-	pthread_mutex_lock(&pool.lock);
+	quiet_lock(&pool.lock, &before);
 	shelf = find_shelf(node, shift);
 	piece = shelf ? best_piece(shelf, bytes) : NULL;
 	if (piece)
 		start = cut(shelf, piece, bytes);
-	pthread_mutex_unlock(&pool.lock);
+	quiet_unlock(&pool.lock, &before);
 	return (void *)(uintptr_t)start;
 }
 
@@ -176,12 +185,13 @@ void pool_give(int32_t node, uint32_t shift, void *address, size_t bytes)
 	uint64_t start = (uint64_t)(uintptr_t)address;
 	uint64_t room = 0;
 	struct shelf *shelf;
+	sigset_t before;
 
 	if (!bytes)
 		return;
 	/* Before it can be found here by another thread, or by a fork. */
 	if (!madvise(address, bytes, MADV_DONTFORK)) {
-		pthread_mutex_lock(&pool.lock);
+		quiet_lock(&pool.lock, &before);
 		shelf = find_shelf(node, shift);
 		if (shelf && shelf->reserved > shelf->held)
 			room = shelf->reserved - shelf->held;
@@ -189,7 +199,7 @@ void pool_give(int32_t node, uint32_t shift, void *address, size_t bytes)
 			room = bytes;
 		if (!whole_pages(room | start, shift) || !room || !keep(shelf, start, room))
 			room = 0;
-		pthread_mutex_unlock(&pool.lock);
+		quiet_unlock(&pool.lock, &before);
 	}
 	if (room < bytes)
 		unmap_memory((void *)(uintptr_t)(start + room), bytes - room);
@@ -199,6 +209,7 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 		    const int32_t *cpus)
 {
 	struct shelf *shelf;
+	sigset_t before;
 	int64_t start;
 	int result;
 
@@ -208,7 +219,7 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 		return 0;
 	pthread_once(&fork_once, register_fork);
 	/* A fork in between would leave the child this much address space, empty. */
-	pthread_mutex_lock(&pool.lock);
+	quiet_lock(&pool.lock, &before);
 	shelf = make_shelf(node, shift);
 	/* Page tables of its own, where it fills any: the user engine wants that. */
 	start = shelf ? pf_map(bytes, shift < 21 && bytes % (2 << 20) == 0 ? 21 : shift, 0)
@@ -217,18 +228,18 @@ int pf_pool_reserve(int32_t node, uint32_t shift, uint64_t bytes, uint32_t threa
 		unmap_memory((void *)(uintptr_t)start, bytes);
 		start = -ENOMEM;
 	}
-	pthread_mutex_unlock(&pool.lock);
+	quiet_unlock(&pool.lock, &before);
 	if (start < 0)
 		return (int)start;
 	result = pf_populate((uint64_t)start, bytes, node, shift, 0, threads, cpus);
 	if (result >= 0) {
-		pthread_mutex_lock(&pool.lock);
+		quiet_lock(&pool.lock, &before);
 		shelf->reserved += bytes;
 		if (!keep(shelf, (uint64_t)start, bytes)) {
 			shelf->reserved -= bytes;
 			result = -ENOMEM;
 		}
-		pthread_mutex_unlock(&pool.lock);
+		quiet_unlock(&pool.lock, &before);
 	}
 	if (result < 0)
 		unmap_memory((void *)(uintptr_t)start, bytes);
@@ -239,11 +250,12 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 {
 	int64_t released = 0;
 	struct shelf *shelf;
+	sigset_t before;
 
-	pthread_mutex_lock(&pool.lock);
+	quiet_lock(&pool.lock, &before);
 	shelf = find_shelf(node, shift);
 	if (shelf && bytes < shelf->reserved && !whole_pages(bytes, shift)) {
-		pthread_mutex_unlock(&pool.lock);
+		quiet_unlock(&pool.lock, &before);
 		return -EINVAL;
 	}
 	if (shelf)
@@ -258,22 +270,23 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 		start = cut(shelf, piece, part);
 		released += (int64_t)part;
 		/* Freeing takes its time; takers and givers need not wait for it. */
-		pthread_mutex_unlock(&pool.lock);
+		quiet_unlock(&pool.lock, &before);
 		unmap_memory((void *)(uintptr_t)start, part);
-		pthread_mutex_lock(&pool.lock);
+		quiet_lock(&pool.lock, &before);
 	}
-	pthread_mutex_unlock(&pool.lock);
+	quiet_unlock(&pool.lock, &before);
 	return released;
 }
 
 uint64_t pf_pool_bytes(int32_t node, uint32_t shift)
 {
 	const struct shelf *shelf;
+	sigset_t before;
 	uint64_t held;
 
-	pthread_mutex_lock(&pool.lock);
+	quiet_lock(&pool.lock, &before);
 	shelf = find_shelf(node, shift);
 	held = shelf ? shelf->held : 0;
-	pthread_mutex_unlock(&pool.lock);
+	quiet_unlock(&pool.lock, &before);
 	return held;
 }

@@ -12,16 +12,11 @@
 
 #include "calls.h"
 #include "preload.h"
+#include "signals.h"
 
 enum { MOVE = 1 << 1, MOVE_ALL = 1 << 2, FEWEST_PAGES = 8 };
 
 #define EXPORT __attribute__((visibility("default")))
-
-/*
- * Set while this thread is inside: a signal handler that interrupts a call and
- * makes one itself gets the kernel's.
- */
-static __thread int inside __attribute__((tls_model("initial-exec")));
 
 /*
  * The process whose crew this is. In a child of vfork(2), which runs in its
@@ -58,7 +53,7 @@ static bool kernel_takes_mt(void)
 /* Is this a call for several threads? flag: it asks for them itself. */
 static bool wanted(bool flag)
 {
-	if (preload_settings.mode == PRELOAD_NEVER || inside)
+	if (preload_settings.mode == PRELOAD_NEVER)
 		return false;
 	if (flag ? kernel_takes_mt() : preload_settings.mode != PRELOAD_ALWAYS)
 		return false;
@@ -74,21 +69,26 @@ static long plain(long flags)
 	return flags;
 }
 
-static void enter(struct pf_mt *mt)
+/*
+ * As in the kernel, handlers of signals have to wait for the end of the call:
+ * they may fork, move pages themselves, or never return.
+ */
+static void enter(struct pf_mt *mt, sigset_t *before)
 {
 	uint32_t i;
 
-	inside = 1;
+	signals_block(before);
 	mt->threads = preload_threads(&mt->cpus);
 	mt->measure = preload_settings.stats || preload_settings.log;
 	for (i = 0; i < PF_NODE_WORDS; i++)
 		mt->memory_nodes[i] = preload_settings.memory_nodes[i];
 }
 
-static void leave(const struct pf_mt *mt, const char *name, int32_t pid, int64_t result)
+static void leave(const struct pf_mt *mt, const char *name, int32_t pid, int64_t result,
+		  const sigset_t *signals)
 {
 	preload_report(mt, name, pid, result);
-	inside = 0;
+	signals_restore(signals);
 }
 
 static __attribute__((noinline)) long take_move_pages(long pid, long count, long pages,
@@ -96,15 +96,16 @@ static __attribute__((noinline)) long take_move_pages(long pid, long count, long
 {
 	struct pf_mt mt = { .threads = 0 };
 	int before = errno;
+	sigset_t signals;
 	int64_t result;
 
 	if (!nodes || (unsigned long)count < FEWEST_PAGES ||
 	    !wanted(flags & PF_MPOL_MF_MOVE_MT))
 		return raw_call(SYS_move_pages, pid, count, pages, nodes, status, plain(flags));
-	enter(&mt);
+	enter(&mt, &signals);
 	result = pf_mt_move_pages(&mt, (int32_t)pid, (uint64_t)count, (const uint64_t *)pages,
 				  (const int32_t *)nodes, (int32_t *)status, (int32_t)flags);
-	leave(&mt, "move_pages", (int32_t)pid, result);
+	leave(&mt, "move_pages", (int32_t)pid, result, &signals);
 	errno = before;
 	return result;
 }
@@ -114,14 +115,15 @@ static __attribute__((noinline)) long take_mbind(long start, long length, long m
 {
 	struct pf_mt mt = { .threads = 0 };
 	int before = errno;
+	sigset_t signals;
 	int64_t result;
 
 	if (!(flags & (MOVE | MOVE_ALL)) || !wanted(flags & PF_MPOL_MF_MOVE_MT))
 		return raw_call(SYS_mbind, start, length, mode, mask, maxnode, plain(flags));
-	enter(&mt);
+	enter(&mt, &signals);
 	result = pf_mt_mbind(&mt, (uint64_t)start, (uint64_t)length, (int32_t)mode,
 			     (const uint64_t *)mask, (uint64_t)maxnode, (uint32_t)flags);
-	leave(&mt, "mbind", 0, result);
+	leave(&mt, "mbind", 0, result, &signals);
 	errno = before;
 	return result;
 }
@@ -131,14 +133,15 @@ static __attribute__((noinline)) long take_migrate_pages(long pid, long maxnode,
 {
 	struct pf_mt mt = { .threads = 0 };
 	int before = errno;
+	sigset_t signals;
 	int64_t result;
 
 	if (!wanted(false))
 		return raw_call(SYS_migrate_pages, pid, maxnode, from, to, 0, 0);
-	enter(&mt);
+	enter(&mt, &signals);
 	result = pf_mt_migrate_pages(&mt, (int32_t)pid, (uint64_t)maxnode,
 				     (const uint64_t *)from, (const uint64_t *)to);
-	leave(&mt, "migrate_pages", (int32_t)pid, result);
+	leave(&mt, "migrate_pages", (int32_t)pid, result, &signals);
 	errno = before;
 	return result;
 }

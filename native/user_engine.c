@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -394,25 +393,18 @@ static void copy_span(const struct task *task, uint64_t to, uint64_t from, const
 		      task->running->copy_method);
 }
 
-/*
- * Between the first and the last line nothing may block on anything but the
- * kernel, and a handler of a signal would run on this very stack: it might
- * touch the piece, and wait for itself.
- */
+/* Between the first and the last line nothing may block on anything but the kernel. */
 static int pass(const struct task *task, const struct fresh *fresh, uint64_t *us)
 {
 	struct lane *lane = &task->worker->lane;
 	struct piece *piece = &lane->piece;
 	struct span all = { .bytes = task->bytes };
-	sigset_t none, before;
+	sigset_t before;
 	uint64_t begun;
 	uint32_t i;
 	int error;
 
-	sigfillset(&none);
-	if (task->is_caller)
-		pthread_sigmask(SIG_SETMASK, &none, &before);
-	engine_enter();
+	engine_enter(&before);
 	begun = now_us();
 	error = piece_begin(lane, task->address, task->bytes, task->shift);
 	if (!error) {
@@ -431,9 +423,7 @@ static int pass(const struct task *task, const struct fresh *fresh, uint64_t *us
 		piece->n_spans = 0;
 	}
 	*us = now_us() - begun;
-	engine_exit();
-	if (task->is_caller)
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	engine_exit(&before);
 	return error;
 }
 
@@ -719,19 +709,11 @@ static void user_work(void *arg, uint32_t number)
 
 	lane->block = (uintptr_t)running;
 	lane->block_bytes = running->bytes;
-	error = engine_join(lane);
+	error = engine_join(lane, running->user->way, running->features);
 	if (!error) {
-		engine_enter();	/* a child would not know of files opened meanwhile */
-		error = lane_open(lane, running->user->way, running->features);
-		engine_exit();
-		if (!error) {
-			prefer_target(&worker->before, running->user->target);
-			work_on(running, number);
-			prefer_as_before(&worker->before);
-			engine_enter();
-			lane_close(lane);
-			engine_exit();
-		}
+		prefer_target(&worker->before, running->user->target);
+		work_on(running, number);
+		prefer_as_before(&worker->before);
 		engine_leave(lane);
 	}
 	if (error && number == 0)	/* the others can do without this one, as far as they come */

@@ -20,6 +20,7 @@
 #ifndef PAGEFERRY_USER_ENGINE_H
 #define PAGEFERRY_USER_ENGINE_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -140,16 +141,20 @@ uint64_t collapse(uint64_t start, uint64_t bytes, struct pf_user_progress *progr
 /* ---- user_own.c ---- */
 
 /*
- * A thread takes part, from before lane_open() until after lane_close(): the
- * memory that it runs on, and the block of the lane, are in no piece from then
- * on. lane->block and block_bytes are set before. 0, or -EAGAIN: too many.
+ * A thread takes part, and opens its lane: the memory that it runs on, and the
+ * block of the lane, are in no piece from then on. lane->block and block_bytes
+ * are set before. 0, or -errno; -EAGAIN: too many.
  */
-int engine_join(struct lane *lane);
-void engine_leave(const struct lane *lane);
+int engine_join(struct lane *lane, uint32_t way, uint32_t features);
+void engine_leave(struct lane *lane);
 
-/* No fork between these two; a child would find the hole. */
-void engine_enter(void);
-void engine_exit(void);
+/*
+ * No fork between these two; a child would find the hole. And no signal: a
+ * handler would run on this very stack, and might touch the piece, or fork, and
+ * wait for itself.
+ */
+void engine_enter(sigset_t *before);
+void engine_exit(const sigset_t *before);
 
 /* Does a worker of any call of the engine run on memory in this range? */
 bool engine_runs_on(uint64_t start, uint64_t bytes);

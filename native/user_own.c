@@ -14,6 +14,7 @@
 #include <link.h>
 #include <pthread.h>
 
+#include "signals.h"
 #include "user_engine.h"
 
 enum {
@@ -39,6 +40,7 @@ static struct slot {
 static uint32_t slots_used;	/* never shrinks */
 
 static pthread_rwlock_t pieces;
+static sigset_t fork_before;	/* the signals of a thread that forks */
 
 static void lock_init(void)
 {
@@ -53,12 +55,20 @@ static void lock_init(void)
 
 static void fork_prepare(void)
 {
+	sigset_t before;
+
+	/* A handler that moves memory would wait for the thread that it has interrupted. */
+	signals_block(&before);
 	pthread_rwlock_wrlock(&pieces);
+	fork_before = before;
 }
 
 static void fork_parent(void)
 {
+	sigset_t before = fork_before;
+
 	pthread_rwlock_unlock(&pieces);
+	signals_restore(&before);
 }
 
 /* The workers are not there, and the watches are the parent's: they end with the last copy. */
@@ -72,6 +82,7 @@ static void fork_child(void)
 			lane_close(slots[i].lane);
 		slots[i].stack = FREE;
 	}
+	signals_restore(&fork_before);
 }
 
 /* When the library is loaded: a fork that is under way by the first move would not wait. */
@@ -81,17 +92,19 @@ __attribute__((constructor)) static void init(void)
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
 }
 
-void engine_enter(void)
+void engine_enter(sigset_t *before)
 {
+	signals_block(before);
 	pthread_rwlock_rdlock(&pieces);
 }
 
-void engine_exit(void)
+void engine_exit(const sigset_t *before)
 {
 	pthread_rwlock_unlock(&pieces);
+	signals_restore(before);
 }
 
-int engine_join(struct lane *lane)
+static int take_slot(struct lane *lane)
 {
 	uint64_t stack = (uintptr_t)__builtin_frame_address(0);
 	uint64_t thread = (uint64_t)pthread_self();
@@ -128,9 +141,34 @@ int engine_join(struct lane *lane)
 	return -EAGAIN;
 }
 
-void engine_leave(const struct lane *lane)
+static void free_slot(const struct lane *lane)
 {
 	__atomic_store_n(&slots[lane->slot].stack, FREE, __ATOMIC_RELEASE);
+}
+
+int engine_join(struct lane *lane, uint32_t way, uint32_t features)
+{
+	int error = take_slot(lane);
+	sigset_t before;
+
+	if (error)
+		return error;
+	engine_enter(&before);	/* a child would not know of files opened meanwhile */
+	error = lane_open(lane, way, features);
+	engine_exit(&before);
+	if (error)
+		free_slot(lane);
+	return error;
+}
+
+void engine_leave(struct lane *lane)
+{
+	sigset_t before;
+
+	engine_enter(&before);
+	lane_close(lane);
+	engine_exit(&before);
+	free_slot(lane);
 }
 
 static bool meets(uint64_t start, uint64_t end, uint64_t from, uint64_t to)

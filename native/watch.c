@@ -8,9 +8,9 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "futex.h"
 
@@ -44,15 +44,20 @@ static void *watch_main(void *arg)
 	return NULL;
 }
 
+void watch_forget(struct watch *watch)
+{
+	unmap_memory(watch, sizeof(*watch));
+}
+
 struct watch *watch_start(void (*look)(void))
 {
-	struct watch *watch = calloc(1, sizeof(*watch));
+	struct watch *watch = map_memory(sizeof(*watch));
 
 	if (!watch)
 		return NULL;
 	watch->look = look;
 	if (!thread_create(&watch->thread, WATCH_STACK, "pageferry/watch", watch_main, watch)) {
-		free(watch);
+		watch_forget(watch);
 		return NULL;
 	}
 	return watch;
@@ -70,7 +75,7 @@ void watch_stop(struct watch *watch)
 	__atomic_store_n(&watch->state, WATCH_STOP, __ATOMIC_RELEASE);
 	futex_wake(&watch->state);
 	pthread_join(watch->thread, NULL);
-	free(watch);
+	watch_forget(watch);
 }
 
 static uint64_t clock_ns(clockid_t clock)

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -219,6 +220,120 @@ static void forks_meanwhile(void)
 	CHECK(atomic_load(&own) >= 2000);
 }
 
+static atomic_int forked;
+
+/* What a handler may find is a thread that has the crew's lock, or is in a fork itself. */
+static void fork_on_signal(int number)
+{
+	int before = errno, status;
+	pid_t child;
+
+	(void)number;
+	child = fork();
+	if (!child)
+		_exit(pf_crew_size() == 0 ? 0 : 1);
+	if (child < 0 || waitpid(child, &status, 0) != child || status)
+		_exit(3);
+	atomic_fetch_add(&forked, 1);
+	errno = before;
+}
+
+static void a_handler_forks(void)
+{
+	struct sigaction action = { .sa_handler = fork_on_signal, .sa_flags = SA_RESTART };
+	struct itimerval often = { { 0, 300 }, { 0, 300 } }, never = { { 0, 0 }, { 0, 0 } };
+	atomic_int own = 0;
+
+	if (!CHILD_MAY_HAVE_THREADS)
+		return;
+	pf_crew_run(3, NULL, nothing, &own, NULL, NULL, 0);
+	atomic_store(&forked, 0);
+	CHECK(!sigaction(SIGPROF, &action, NULL));
+	CHECK(!setitimer(ITIMER_PROF, &often, NULL));
+	while (atomic_load(&forked) < 20)
+		pf_crew_run(3, NULL, nothing, &own, NULL, NULL, 0);
+	CHECK(!setitimer(ITIMER_PROF, &never, NULL));
+	CHECK(!sigaction(SIGPROF, &(struct sigaction){ .sa_handler = SIG_IGN }, NULL));
+}
+
+static atomic_int waits;
+
+static void caller_is_cancelled(void *arg, uint32_t worker)
+{
+	(void)arg;
+	atomic_fetch_add(&ran, 1);
+	if (worker) {
+		while (!atomic_load(&gate))
+			sleep_ms(1);
+		atomic_fetch_add(&waits, 1);
+		return;
+	}
+	while (atomic_load(&ran) < 2)
+		sleep_ms(1);
+	CHECK(!pthread_cancel(pthread_self()));
+	sleep_ms(1);	/* where a thread is ended that may be */
+	atomic_store(&gate, 1);
+}
+
+static void *cancelled_caller(void *arg)
+{
+	pf_crew_run(2, NULL, caller_is_cancelled, NULL, NULL, NULL, 0);
+	atomic_fetch_add((atomic_int *)arg, 1);
+	pthread_testcancel();
+	return NULL;
+}
+
+/* A thread that is cancelled ends when its helpers are done with what is on its stack. */
+static void cancelled_while_a_helper_works(void)
+{
+	atomic_int returned = 0;
+	pthread_t thread;
+	void *ended;
+
+	if (!THREADS_MAY_BE_CANCELLED)
+		return;
+	atomic_store(&ran, 0);
+	atomic_store(&gate, 0);
+	CHECK(!pthread_create(&thread, NULL, cancelled_caller, &returned));
+	CHECK(!pthread_join(thread, &ended));
+	CHECK(ended == PTHREAD_CANCELED);
+	CHECK(atomic_load(&returned) == 1 && atomic_load(&waits) == 1);
+}
+
+static void *keeps_working(void *arg)
+{
+	for (;;)
+		pf_crew_run(3, NULL, nothing, arg, NULL, NULL, 0);
+	return NULL;
+}
+
+/* The process ends while another thread has helpers, and makes new ones. */
+static void exits_meanwhile(void)
+{
+	if (!CHILD_MAY_HAVE_THREADS)
+		return;
+	fflush(NULL);
+	for (int i = 0; i < 10; i++) {
+		pid_t child = fork();
+		int status;
+
+		if (!child) {
+			pthread_t threads[2];
+			static atomic_int own;
+
+			alarm(60);
+			for (int k = 0; k < 2; k++)
+				CHECK(!pthread_create(&threads[k], NULL, keeps_working, &own));
+			while (atomic_load(&own) < 3 * i)
+				sched_yield();
+			exit(0);
+		}
+		CHECK(child > 0);
+		CHECK(waitpid(child, &status, 0) == child);
+		CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	}
+}
+
 /* ---- A busy machine ---- */
 
 static atomic_int spinning;
@@ -428,7 +543,7 @@ static void another_user(void)
 
 int main(void)
 {
-	alarm(60);
+	alarm(60 * SLOWER);
 	CHECK(pf_crew_run(0, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	CHECK(pf_crew_run(PF_MAX_THREADS + 1, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	atomic_store(&ran, 0);
@@ -440,6 +555,9 @@ int main(void)
 	caller_polls_while_it_waits();
 	callers_do_not_meet();
 	forks_meanwhile();
+	a_handler_forks();
+	cancelled_while_a_helper_works();
+	exits_meanwhile();
 	helpers_yield_where_they_can_be_lifted();
 	time_is_charged_to_the_process();
 	another_user();

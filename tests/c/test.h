@@ -16,6 +16,29 @@ enum { CHILD_MAY_HAVE_THREADS = 0 };
 enum { CHILD_MAY_HAVE_THREADS = 1 };
 #endif
 
+/*
+ * The thread sanitizer looks at every access: tests that repeat what they do until something has
+ * been met do it so much less often there, and may take so much longer.
+ */
+#if defined(__SANITIZE_THREAD__)
+enum { SLOWER = 8 };
+#else
+enum { SLOWER = 1 };
+#endif
+
+/* What test-arch runs is static, and the C library cannot end a thread without libgcc_s.so. */
+#if defined(EMULATED)
+enum { THREADS_MAY_BE_CANCELLED = 0 };
+#else
+enum { THREADS_MAY_BE_CANCELLED = 1 };
+#endif
+
+/* Out of a handler that the thread sanitizer calls there is no way but to return. */
+enum { HANDLERS_MAY_JUMP = SLOWER == 1 };
+
+/* For loops over millions of bytes that no other thread has at that time. */
+#define NO_RACE_HERE __attribute__((no_sanitize("thread")))
+
 #define CHECK(condition)                                                             \
 	do {                                                                         \
 		if (!(condition)) {                                                  \
