@@ -293,7 +293,7 @@ static unsigned char *memory(void)
 
 int main(void)
 {
-	alarm(120);
+	alarm(120 * SLOWER);
 	from = memory();
 	to = memory();
 	fill(from, ROOM, 1);

@@ -459,7 +459,7 @@ int main(void)
 	int64_t features = pf_user_features();
 	const int64_t needed = PF_USER_HAS_MOVE | PF_USER_HAS_EVENTS;
 
-	alarm(120);
+	alarm(120 * SLOWER);
 	nonsense_is_refused();
 	if (features < 0 || needed & ~features) {
 		struct pf_exchange_pair pair = pair_of((void *)HUGE, (void *)(2 * HUGE), PAGE);

@@ -300,7 +300,7 @@ int main(int argc, char **argv)
 	int node, status;
 
 	state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-	alarm(600);
+	alarm(600 * SLOWER);
 	make_memory();
 	for (node = 0; node < 8; node++) {	/* nodes that can be moved to, from 0 on */
 		if (move_raw(1, &known[0], &node, &status, MOVE))

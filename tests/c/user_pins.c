@@ -214,7 +214,7 @@ int main(int argc, char **argv)
 	char path[512];
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm(120);
+	alarm(120 * SLOWER);
 	n_nodes = memory_nodes(nodes, 2);
 	snprintf(path, sizeof(path), "%s/pageferry-pins-%d", folder ? folder : "/tmp", getpid());
 	for (int huge = 0; huge <= thp; huge++) {

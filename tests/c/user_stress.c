@@ -119,7 +119,7 @@ static void stress(uint32_t way, bool huge, unsigned long long target)
 
 int main(int argc, char **argv)
 {
-	unsigned long long target = argc > 1 ? strtoull(argv[1], NULL, 10) : 10000000;
+	unsigned long long target = argc > 1 ? strtoull(argv[1], NULL, 10) : 10000000 / SLOWER;
 	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
 	int cases = 0;
 
