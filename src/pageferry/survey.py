@@ -244,7 +244,7 @@ class Survey:
             raise NotPermittedError(
                 errno.EPERM,
                 f"cannot look at the memory of process {pid or 'self'}",
-                "run as the same user, or with CAP_SYS_PTRACE and CAP_SYS_NICE",
+                "run as the same user or root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
             ) from None
         if self._forced:
             raise PageferryError(error.errno or errno.EIO, f"cannot open {error.filename}")
