@@ -81,7 +81,7 @@ static bool move_batch(struct moving *moving, struct lists *lists, uint32_t work
 {
 	struct pf_move *move = moving->move;
 	struct pace *pace = &moving->pace;
-	uint64_t bytes, until;
+	uint64_t bytes, until, rate;
 	bool smooth;
 	int error;
 
@@ -94,13 +94,15 @@ static bool move_batch(struct moving *moving, struct lists *lists, uint32_t work
 		return false;
 	}
 	bytes = pending_bytes(&lists->batch, &lists->pending);
+	rate = __atomic_load_n(&move->pace.max_rate, __ATOMIC_RELAXED);
 	until = pace_reserve(pace, bytes);
 	pace_begin(pace, worker, bytes);
 	smooth = move_pending(moving, &lists->batch, &lists->pending, worker);
 	pace_end(pace, worker, bytes, smooth ? batch_shift(&lists->batch) : 0);
 	do
 		poll_if_due(moving, worker);
-	while (!move_stopped(move) && pace_sleep(until));
+	while (!move_stopped(move) && pace_sleep(until) &&
+	       rate == __atomic_load_n(&move->pace.max_rate, __ATOMIC_RELAXED));
 	return true;
 }
 
@@ -140,7 +142,7 @@ static void move_work(void *arg, uint32_t worker)
 	pace_come(pace, worker);
 	if (worker)
 		count_workers(moving, worker);
-	while (!move_stopped(move)) {
+	while (!move_stopped(move) && !pace_paused(&move->pause)) {
 		if (!pace_go_on(pace, worker) || !crew_go_on()) {
 			if (pace_go_on(pace, worker))
 				pace_leave(pace);
@@ -159,14 +161,30 @@ static void move_work(void *arg, uint32_t worker)
 		count_workers(moving, worker);
 }
 
-/* Run with all threads; again when the caller, alone by then, came back for the others. */
+/* Nobody else is at work then: the crew is free for others. */
+static void wait_while_paused(struct moving *moving)
+{
+	struct pf_move *move = moving->move;
+
+	while (!move_stopped(move) && pace_paused(&move->pause)) {
+		poll_if_due(moving, 0);
+		pace_nap();
+	}
+}
+
+/*
+ * Run with all threads; again after a pause, and when the caller, alone by then,
+ * came back for the others.
+ */
 static int move_together(struct moving *moving, uint32_t threads)
 {
 	struct pf_move *move = moving->move;
 	struct pace *pace = &moving->pace;
-	uint64_t probe = pace_probe(pace, cursor_left(&moving->cursor));
+	uint64_t probe;
 	int workers, most = 0;
 
+	wait_while_paused(moving);
+	probe = pace_probe(pace, cursor_left(&moving->cursor));
 	if (probe && !move_stopped(move)) {
 		struct lists lists;
 
@@ -181,6 +199,7 @@ static int move_together(struct moving *moving, uint32_t threads)
 				      move->poll_us);
 		if (workers > most)
 			most = workers;
+		wait_while_paused(moving);
 	} while (workers > 0 && cursor_left(&moving->cursor) && !move_stopped(move));
 	return workers < 0 ? workers : most;
 }

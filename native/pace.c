@@ -38,7 +38,7 @@ static uint64_t rate_of(uint64_t bytes, uint64_t us)
 
 static bool judges(const struct pace *pace)
 {
-	return pace->book->judge && !pace->book->max_rate && pace->workers > 1;
+	return pace->book->judge && !load(&pace->book->max_rate) && pace->workers > 1;
 }
 
 uint64_t pace_probe(const struct pace *pace, uint64_t bytes)
@@ -85,7 +85,8 @@ static void take_measure(struct pace *pace)
 
 void pace_together(struct pace *pace, uint64_t left)
 {
-	if (judges(pace))
+	/* After a pause it is the account of all together. */
+	if (judges(pace) && (!pace->turns || pace->alone))
 		take_measure(pace);
 	open_account(pace);
 	pace->bytes_then = left;
@@ -236,7 +237,17 @@ uint64_t rate_reserve(uint64_t max_rate, uint64_t *due_us, uint64_t bytes)
 
 uint64_t pace_reserve(struct pace *pace, uint64_t bytes)
 {
-	return rate_reserve(pace->book->max_rate, &pace->book->due_us, bytes);
+	return rate_reserve(load(&pace->book->max_rate), &pace->book->due_us, bytes);
+}
+
+bool pace_paused(const uint32_t *pause)
+{
+	return __atomic_load_n(pause, __ATOMIC_RELAXED);
+}
+
+void pace_nap(void)
+{
+	pace_sleep(now_us() + SLEEP_US);
 }
 
 bool pace_sleep(uint64_t until_us)
@@ -260,5 +271,5 @@ uint64_t rate_piece(uint64_t max_rate, uint64_t bytes)
 
 uint64_t pace_piece(const struct pace *pace, uint64_t bytes)
 {
-	return rate_piece(pace->book->max_rate, bytes);
+	return rate_piece(load(&pace->book->max_rate), bytes);
 }

@@ -74,6 +74,12 @@ void pace_go(struct pace *pace, uint32_t worker);
  */
 bool pace_judge(struct pace *pace, uint64_t left);
 
+/* Whether a run is to pause now; the word is set by any thread. */
+bool pace_paused(const uint32_t *pause);
+
+/* Sleep for a moment, after which to look again. */
+void pace_nap(void);
+
 /*
  * Keep to book->max_rate: reserve() says when a piece of so many bytes may be
  * finished, 0 for at once; the worker sleeps until then, a little at a time.

@@ -60,6 +60,7 @@ struct running {
 	uint32_t base_shift;
 	uint32_t threads;
 	int without_caller;	/* worker 0 could not take part: errno */
+	uint32_t held;		/* by a pause: there may be more to do */
 	uint32_t full;		/* the target has no pages of this size any more */
 	uint32_t copy_method;	/* user itself may be in the piece that is away */
 	struct worker workers[];
@@ -85,6 +86,17 @@ static void add(uint64_t *counter, uint64_t count)
 static bool stopped(const struct running *running)
 {
 	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED);
+}
+
+/* Whether a worker goes on; one that does not for a pause comes back after it. */
+static bool go_on(struct running *running)
+{
+	if (stopped(running))
+		return false;
+	if (!pace_paused(&running->user->pause))
+		return true;
+	__atomic_store_n(&running->held, 1, __ATOMIC_RELAXED);
+	return false;
 }
 
 static int poll_now(void *arg)
@@ -488,7 +500,8 @@ static void move_piece(const struct task *task)
 		leave(task, task->address, task->bytes, -error);
 		return;
 	}
-	rate_reserve(user->max_rate, &user->due_us, task->bytes);
+	rate_reserve(__atomic_load_n(&user->max_rate, __ATOMIC_RELAXED), &user->due_us,
+		     task->bytes);
 	error = pass(task, &fresh, &us);
 	if (error == -ENOMEM && lane->piece.n_spans)
 		__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);
@@ -625,7 +638,7 @@ static uint64_t piece_pages(const struct running *running, uint64_t at, struct t
 	uint64_t index = cursor_extent(cursor, at);
 	const struct pf_extent *extent = &cursor->extents[index];
 	uint64_t page = at - cursor->pages_before[index];
-	uint64_t bytes = rate_piece(running->user->max_rate,
+	uint64_t bytes = rate_piece(__atomic_load_n(&running->user->max_rate, __ATOMIC_RELAXED),
 				    __atomic_load_n(&running->piece_bytes, __ATOMIC_RELAXED));
 	uint64_t share = cursor_bytes_from(cursor, at) / (2 * (uint64_t)running->threads);
 	uint64_t least = cursor_bytes_from(cursor, 0) / (2 * (uint64_t)running->threads);
@@ -681,14 +694,15 @@ static void poll_if_due(struct running *running, uint32_t number)
 static void work_on(struct running *running, uint32_t number)
 {
 	struct pf_user *user = running->user;
-	uint64_t until;
+	uint64_t until, rate;
 	struct task task = {
 		.running = running,
 		.worker = &running->workers[number],
 		.is_caller = number == 0,
 	};
 
-	while (!stopped(running) && crew_go_on() && claim(running, &task)) {
+	while (go_on(running) && crew_go_on() && claim(running, &task)) {
+		rate = __atomic_load_n(&user->max_rate, __ATOMIC_RELAXED);
 		if (task.bytes > PIECE_BYTES_MAX)	/* a page larger than a piece may be */
 			leave(&task, task.address, task.bytes, EINVAL);
 		else
@@ -696,7 +710,8 @@ static void work_on(struct running *running, uint32_t number)
 		until = __atomic_load_n(&user->due_us, __ATOMIC_RELAXED);
 		do
 			poll_if_due(running, number);
-		while (user->max_rate && !stopped(running) && pace_sleep(until));
+		while (rate && !stopped(running) && pace_sleep(until) &&
+		       rate == __atomic_load_n(&user->max_rate, __ATOMIC_RELAXED));
 	}
 }
 
@@ -718,6 +733,26 @@ static void user_work(void *arg, uint32_t number)
 	}
 	if (error && number == 0)	/* the others can do without this one, as far as they come */
 		running->without_caller = -error;
+}
+
+/* All workers, again after each pause. Returns the most that there were, or -errno. */
+static int work_together(struct running *running)
+{
+	struct pf_user *user = running->user;
+	int workers, most = 0;
+
+	do {
+		while (!stopped(running) && pace_paused(&user->pause)) {
+			poll_if_due(running, 0);
+			pace_nap();
+		}
+		running->held = 0;
+		workers = pf_crew_run(user->threads, user->cpus, user_work, running, poll_now,
+				      running, user->poll_us);
+		if (workers > most)
+			most = workers;
+	} while (workers > 0 && running->held && !running->without_caller && !stopped(running));
+	return workers < 0 ? workers : most;
 }
 
 /* For another engine, all from this page of the list on. */
@@ -803,8 +838,7 @@ static int run(struct pf_user *user)
 	if (running->piece_bytes > PIECE_BYTES_MAX)
 		running->piece_bytes = PIECE_BYTES_MAX;
 	running->polled_us = now_us();
-	workers = pf_crew_run(user->threads, user->cpus, user_work, running, poll_now, running,
-			      user->poll_us);
+	workers = work_together(running);
 	if (workers > (int)user->workers)
 		user->workers = (uint32_t)workers;
 	if (running->without_caller && workers > 0 && !stopped(running) &&

@@ -254,7 +254,7 @@ PF_API int pf_copy_time(struct pf_copy_timing *timing);
 /* A part of struct pf_move; it adds up over several calls. */
 struct pf_pace {
 	/* set by the caller */
-	uint64_t max_rate;	/* bytes per second, 0: as fast as it goes */
+	uint64_t max_rate;	/* bytes per second, 0: as fast as it goes; any thread, any time */
 	uint32_t judge;		/* 1: measure whether helpers help, else do without them */
 	/* written by the core */
 	uint32_t fell_back;	/* how often the helpers were sent away */
@@ -331,7 +331,8 @@ struct pf_move {
 	uint32_t cancel;		/* any thread may set it */
 	int32_t error;			/* errno that stopped the move, or 0 */
 	uint32_t workers;		/* most that took part */
-	uint32_t reserved;
+	/* set by any thread, any time */
+	uint32_t pause;			/* not 0: no batch is begun; the call waits, and polls */
 	struct pf_pace pace;
 	struct pf_progress progress;
 };
@@ -602,7 +603,7 @@ struct pf_user {
 	uint64_t piece_bytes;		/* first size of a piece; adapted while it runs */
 	uint32_t stall_us;		/* no access should wait longer; 0: 20 ms */
 	uint32_t copy_method;		/* enum pf_copy_method */
-	uint64_t max_rate;		/* bytes moved a second, 0: as fast as it goes */
+	uint64_t max_rate;		/* bytes a second, 0: as it goes; any thread, any time */
 	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
 	void *poll_arg;
 	/* written by the core */
@@ -610,6 +611,9 @@ struct pf_user {
 	uint64_t n_left;		/* max_left: there may be more that found no room */
 	uint32_t cancel;		/* any thread may set it */
 	uint32_t workers;
+	/* set by any thread, any time */
+	uint32_t pause;			/* not 0: no piece is begun; the call waits, and polls */
+	uint32_t reserved;
 	struct pf_user_progress progress;
 };
 

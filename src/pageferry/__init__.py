@@ -9,6 +9,7 @@ on a node, ``reserve`` keeps memory ready there.
 from .aio import move_async
 from .arrays import empty, full, zeros
 from .calibration import CalibrationWarning
+from .control import MoveControl
 from .copying import CopyResult, copy
 from .engine import Progress
 from .errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "Failure",
     "MigrateMode",
     "Migrated",
+    "MoveControl",
     "MoveInterrupted",
     "MoveResult",
     "MovesInterrupted",

@@ -21,7 +21,7 @@ async def move_async(
     target: Movable = None,
     node: int = -1,
     *,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | bool | None = None,
     cancel: threading.Event | None = None,
     **options: Any,
 ) -> MoveResult:
@@ -40,7 +40,7 @@ async def move_async(
     raised: list[BaseException] = []
 
     def show(now: Progress) -> None:
-        assert progress is not None
+        assert callable(progress)
         if ending.is_set():
             return
         try:
@@ -53,7 +53,12 @@ async def move_async(
         loop.call_soon_threadsafe(show, now)
 
     call = partial(
-        move, target, node, progress=note if progress else None, cancel=ending, **options
+        move,
+        target,
+        node,
+        progress=note if callable(progress) else progress,
+        cancel=ending,
+        **options,
     )
     # Not the loop's own threads: a move may take minutes, and they are few.
     executor = ThreadPoolExecutor(1, "pageferry-move")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from ._native import ffi, lib
+from .control import MoveControl
 from .flags import MigrateMode
 from .limits import Limits
 from .pages import KINDS
@@ -38,13 +39,19 @@ _NODE_LIMIT: int = lib.PF_MAX_NODES
 
 @dataclass(frozen=True)
 class Progress:
-    """A glance at a running move. Sizes are bytes; ``bytes_total`` is an upper estimate."""
+    """A glance at a running move. Sizes are bytes; ``bytes_total`` is an upper estimate.
+
+    ``seconds`` are those so far, without pauses. ``pages_already`` were on the target before.
+    """
 
     bytes_done: int
     bytes_moved: int
     bytes_failed: int
     bytes_total: int
     seconds: float
+    pages_moved: int = 0
+    pages_already: int = 0
+    pages_failed: int = 0
 
     @property
     def gbps(self) -> float:
@@ -83,6 +90,7 @@ class KernelRun:
         cancel: threading.Event | None = None,
         limits: Limits | None = None,
         user: UserRun | None = None,
+        control: MoveControl | None = None,
     ) -> None:
         self.exception: BaseException | None = None
         self.total = total
@@ -94,6 +102,8 @@ class KernelRun:
         self._cancel = cancel
         self._limits = limits or Limits()
         self._user = user
+        self._control = control
+        self._paused_before = control.seconds_paused if control is not None else 0.0
         self._begun = self._asked = time.perf_counter()
         self._c: Any = ffi.new("struct pf_move *")
         self._handle = ffi.new_handle(self)
@@ -111,6 +121,29 @@ class KernelRun:
         c.poll, c.poll_arg, c.poll_us = lib.pf_python_poll, self._handle, poll_us
         if user is not None:
             user.poll_by(lib.pf_python_poll, self._handle, poll_us)
+        if control is not None:
+            control.attach(self)
+
+    def steer(self, paused: bool, max_rate: int) -> None:
+        """Pause or go on, at most at ``max_rate`` bytes per second (0: no limit). Any thread."""
+        c = self._c
+        if c.pace.max_rate != max_rate:
+            c.pace.max_rate, c.pace.due_us = max_rate, 0  # what was taken before is not charged
+        c.pause = int(paused)
+        if self._user is not None:
+            self._user.steer(paused, max_rate)
+
+    def close(self) -> None:
+        """Leave the control, if there is one."""
+        if self._control is not None:
+            self._control.detach(self)
+
+    @property
+    def seconds_paused(self) -> float:
+        """Seconds for which the move was paused."""
+        if self._control is None:
+            return 0.0
+        return self._control.seconds_paused - self._paused_before
 
     def follow(self, plan: Plan, *, judge: bool = False) -> None:
         """Do what is run from now on as ``plan`` says.
@@ -201,12 +234,14 @@ class KernelRun:
         """Return how far the move is. Takes no lock; any thread may call it."""
         p = self._c.progress
         settled = p.bytes_already + p.bytes_elsewhere + p.bytes_gone + p.bytes_failed
-        seconds = time.perf_counter() - self._begun
-        moved = self.bytes_moved
+        seconds = time.perf_counter() - self._begun - self.seconds_paused
         done = int(p.bytes_moved + settled)
+        pages = [sum(p.pages_moved), sum(p.pages_already), int(p.failures_seen)]
         if self._user is not None:
             done += self._user.bytes_done
-        return Progress(done, moved, int(p.bytes_failed), self.total, seconds)
+            pages = [a + b for a, b in zip(pages, (*self._user.pages_done, 0), strict=True)]
+        failed = int(p.bytes_failed)
+        return Progress(done, self.bytes_moved, failed, self.total, seconds, *pages)
 
     def poll(self) -> bool:
         """Report progress and look for a reason to end; True ends the move."""

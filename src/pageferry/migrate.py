@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import metrics, procfs
+from .control import MoveControl
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError
 from .filters import Filter
@@ -64,12 +66,13 @@ def move(
     shared: bool = False,
     statuses: bool = False,
     exact: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | bool | None = None,
     cancel: threading.Event | None = None,
     survey: str | None = None,
     max_gbps: float | None = None,
     stall_ms: float | None = None,
     timeout: float | None = None,
+    control: MoveControl | None = None,
     engine: str = "auto",
     way: str = "auto",
     page_size: str | None = None,
@@ -98,7 +101,7 @@ def move(
     - ``exact``: ask for the node of every page first, so that pages which are there already are
       never counted as moved. Costs several percent with base pages; implied by ``source``.
     - ``progress``: called about ten times a second with a ``Progress``; an exception ends the
-      move between two batches and is raised again.
+      move between two batches and is raised again. True: a bar on the terminal or in the notebook.
     - ``cancel``: an event that ends the move in the same way when set.
     - ``survey``: force one of ``survey.METHODS``.
     - ``max_gbps``: move no more than so many GB/s (10**9 bytes), all threads together, pausing
@@ -107,8 +110,10 @@ def move(
       are more of them, each with a fixed cost; the program's own waits for a page do not get
       shorter (see docs/design.md). For the user engine: what no access to memory should wait
       longer than, instead of 20.
-    - ``timeout``: after so many seconds the move ends between two batches, as by ``cancel``;
-      ``MoveResult.timed_out`` says so.
+    - ``control``: a ``MoveControl``, which pauses and resumes the move and limits its rate while it
+      runs; with it, ``max_gbps`` is the control's.
+    - ``timeout``: after so many seconds, paused or not, the move ends between two batches, as by
+      ``cancel``; ``MoveResult.timed_out`` says so.
     - ``engine``: ``"kernel"``; ``"user"``, which copies this process's private anonymous memory
       itself and hands what it can't do to the kernel's; or ``"auto"``: the user engine for
       arrays and buffers of this process, by ``checked``, where a trial on the first pieces shows
@@ -130,7 +135,9 @@ def move(
     ``NotPermittedError``, ``UnsupportedError``. Ctrl-C raises ``MoveInterrupted``, whose
     ``result`` says what moved. Rests on move_pages(2), the user engine on userfaultfd(2).
     """
-    with HeldProcess(pid) as process:
+    if control is not None and max_gbps is not None:
+        raise ValueError("with a control, the limit is the control's: MoveControl(max_gbps=…)")
+    with HeldProcess(pid) as process, _shown(progress, node) as show:
         part = Filter.of(kind, only_page_size)
         what = part.narrowed(resolve(target, pid, partial))
         node = int(node) if isinstance(node, np.integer) else node
@@ -139,7 +146,15 @@ def move(
         limits = Limits(max_gbps, stall_ms, timeout)
         bound = shared or statuses or sources is not None
         user = choose_engine(
-            what, node, engine, way, page_size, limits=limits, exact=exact, bound=bound
+            what,
+            node,
+            engine,
+            way,
+            page_size,
+            limits=limits,
+            exact=exact,
+            bound=bound,
+            steered=control is not None,
         )
         run = KernelRun(
             what.pid,
@@ -149,15 +164,30 @@ def move(
             sources=sources,
             shared=shared,
             exact=exact or statuses,
-            progress=progress,
+            progress=show,
             cancel=cancel,
             limits=limits,
             user=user,
+            control=control,
         )
         # Refuses what makes no sense before anything is looked at.
         planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)
         pages = Survey(what, method=survey, partial=partial, only=part.page_size)
-        return _move(what, node, planning, run, pages, statuses=statuses)
+        try:
+            return _move(what, node, planning, run, pages, statuses=statuses)
+        finally:
+            run.close()
+
+
+def _shown(
+    progress: Callable[[Progress], object] | bool | None, node: int
+) -> AbstractContextManager[Callable[[Progress], object] | None]:
+    """Return what to call: a bar for True."""
+    if not isinstance(progress, bool):
+        return nullcontext(progress)
+    from .progress_bar import shown  # whoever wants no bar need not load it
+
+    return shown(progress, node)
 
 
 def _move(
@@ -198,6 +228,7 @@ def _move(
             raise
         ended_with = error.errno or errno.EIO
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
+    seconds -= run.seconds_paused
     ended_with = run.error or ended_with
     if not seen:
         explain_nothing(what)
@@ -210,6 +241,7 @@ def _move(
         pid=what.pid or None,
         plan=planning.whole(),
         seconds=seconds,
+        seconds_paused=run.seconds_paused,
         cpu_seconds=cpu_seconds,
         bytes_not_present=0 if ended else pages.bytes_absent,
         bytes_swapped=pages.bytes_swapped,

@@ -82,6 +82,8 @@ class Stalls:
 class MoveResult:
     """What a move did. Sizes are bytes, page counts are pages of their own size.
 
+    ``seconds`` is the time that it took, without ``seconds_paused`` (by a ``MoveControl``).
+
     ``pages_moved`` and ``pages_already`` count by kind: ``base``, ``thp``, ``hugetlb``. Nothing
     to move was in: ``bytes_elsewhere``, on none of the ``source`` nodes; ``bytes_not_present``,
     never touched; ``bytes_swapped``, in swap or on the way between nodes; ``bytes_zero``, the
@@ -134,6 +136,7 @@ class MoveResult:
     helpers_left: int = 0
     kernel_mt: bool = False
     cpu_seconds: float = 0.0
+    seconds_paused: float = 0.0
     alone_gbps: float = 0.0
     together_gbps: float = 0.0
     fell_back: str | None = None

@@ -132,7 +132,7 @@ def move_processes(
     processes: Iterable[Process | int],
     node: int,
     *,
-    progress: Callable[[Process, Progress], object] | None = None,
+    progress: Callable[[Process, Progress], object] | bool | None = None,
     cancel: threading.Event | None = None,
     timeout: float | None = None,
     **options: Any,
@@ -150,6 +150,13 @@ def move_processes(
     check_node(node, chosen[0].pid if chosen else None)
     check_sources(options.get("source"))
     Limits(timeout=timeout)
+    if progress is True:
+        from .progress_bar import for_processes  # whoever wants no bar need not load it
+
+        with for_processes(chosen, node) as (_, show):
+            return move_processes(
+                chosen, node, progress=show, cancel=cancel, timeout=timeout, **options
+            )
     begun = time.perf_counter()
     moved: list[ProcessMoved] = []
     interrupted = False
@@ -159,7 +166,7 @@ def move_processes(
         if timeout is not None:
             options["timeout"] = max(begun + timeout - time.perf_counter(), 1e-6)
         try:
-            moved.append(_one(process, node, progress, cancel, options))
+            moved.append(_one(process, node, progress or None, cancel, options))
             if timeout is not None and time.perf_counter() - begun >= timeout:
                 break
         except MoveInterrupted as stop:

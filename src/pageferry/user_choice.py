@@ -26,10 +26,12 @@ def choose_engine(
     limits: Limits,
     exact: bool,
     bound: bool,
+    steered: bool = False,
 ) -> UserRun | None:
     """Return the user engine's part of a move, or None where the kernel engine does it alone.
 
-    ``bound`` says that something was asked for that only the kernel engine can do. ``"auto"``
+    ``bound`` says that something was asked for that only the kernel engine can do, ``steered`` that
+    somebody may pause or limit the move while it runs. ``"auto"``
     takes the user engine only for memory whose owner is held by the target, so that nobody unmaps
     it meanwhile, and only by ``checked``. Raises ``ValueError`` for what does not go together,
     ``NotPermittedError`` and ``UnsupportedError`` where the user engine was asked for and cannot
@@ -66,7 +68,8 @@ def choose_engine(
         what.pid
         or what.owner is None
         or bound
-        or limits.max_gbps is not None  # what is held back says nothing about who is faster
+        or limits.max_gbps is not None
+        or steered  # what is held back says nothing about who is faster
         or what.bytes < WORTH_BYTES
         or why_not("checked") is not None
     ):

@@ -291,6 +291,12 @@ class UserRun:
         )
         return result
 
+    def steer(self, paused: bool, max_rate: int) -> None:
+        """Pause or go on, at most at ``max_rate`` bytes per second (0: no limit). Any thread."""
+        if self._c.max_rate != max_rate:
+            self._c.max_rate, self._c.due_us = max_rate, 0
+        self._c.pause = int(paused)
+
     def end(self) -> None:
         """End between two pieces. Any thread may call it."""
         self._c.cancel = 1
@@ -310,6 +316,12 @@ class UserRun:
         """Bytes attended to here so far, without what was left."""
         p = self._c.progress
         return int(p.bytes_moved + p.bytes_already + p.bytes_gone)
+
+    @property
+    def pages_done(self) -> tuple[int, int]:
+        """Pages that moved, and pages that were there already, so far."""
+        p = self._c.progress
+        return sum(p.pages_moved), sum(p.pages_already)
 
     def add_to(self, counts: dict[str, Any]) -> None:
         """Add what was done here to the fields of ``MoveResult`` that the kernel engine counts."""

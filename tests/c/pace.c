@@ -105,6 +105,17 @@ static void a_first_piece_alone(void)
 	CHECK(!pace_judge(&pace, LEFT) && book.together_rate > 0);
 }
 
+/* What all do at once, before a pause, says nothing of one alone. */
+static void after_a_pause(void)
+{
+	uint64_t alone;
+
+	a_first_piece_alone();
+	alone = book.alone_rate;
+	pace_together(&pace, LEFT);
+	CHECK(book.alone_rate == alone && pace_go_on(&pace, 1));
+}
+
 /* With half of the rest done alone, the others get one more try, against what alone was then. */
 static void another_try(void)
 {
@@ -168,7 +179,7 @@ int main(void)
 	together_is_quicker();
 	other_page_sizes_do_not_count();
 	nobody_asked();
-	a_first_piece_alone();
+	after_a_pause();
 	another_try();
 	the_crew_takes_helpers_away();
 	a_rate_is_kept_to();

@@ -170,6 +170,22 @@ def test_interrupt() -> None:
         assert child.hear() == "whole"
 
 
+def test_several_processes_and_a_kind_of_memory(child: Target) -> None:
+    start = next(iter(where(child)))
+    second = subprocess.Popen(["sleep", "1000"])
+    pids = (child.pid, second.pid)
+    assert run("move", *pids, "--to", 1 - start, "--kind", "file").returncode == 0
+    assert where(child) == {start: SIZE}
+    done = run("move", *pids, 999999999, "--to", 1 - start, "--kind", "anon", "--json")
+    value = json.loads(done.stdout)
+    assert done.returncode == 1 and value["total"]["complete"] == 2
+    first, other, gone = value["processes"]
+    assert first["result"]["bytes_moved"] >= SIZE and where(child) == {1 - start: SIZE}
+    assert other["result"]["complete"] and gone["error"]["errno"] == "ESRCH"
+    second.kill()
+    second.wait()
+
+
 def test_topology() -> None:
     value = json.loads(run("topology", "--json").stdout)
     assert value["memory_nodes"] == value["target_nodes"] == [0, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from placement import Memory, become_nobody, in_a_child
 
-from pageferry import MigrateMode, Progress, move
+from pageferry import MigrateMode, MoveControl, Progress, move
 from pageferry._native import lib
 from pageferry.bench.load import quick, run_load
 from pageferry.bench.stall import run_stall
@@ -50,6 +50,29 @@ def test_a_limited_move_ends_when_it_is_cancelled(threads: int) -> None:
     )
     assert result.cancelled and 0 < result.bytes_moved < memory.bytes
     assert result.bytes_moved + result.bytes_skipped == memory.bytes
+    memory.check()
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+def test_a_limit_that_changes_and_a_pause(engine: str) -> None:
+    """At the first limit it would take hours; while it is paused nothing moves."""
+    memory = Memory("base", 16 * MB, node=0)
+    control = MoveControl(max_gbps=1e-4)
+    seen: list[int] = []
+
+    def steer(now: Progress) -> None:
+        if now.bytes_moved and control.max_gbps is not None:
+            control.pause()
+            control.max_gbps = None
+        if control.paused:
+            seen.append(now.bytes_moved)
+            if len(seen) > 3 and len(set(seen[-3:])) == 1:
+                control.resume()
+
+    result = move(memory.words, 1, threads=2, engine=engine, progress=steer, control=control)
+    assert result.complete and result.bytes_moved == memory.bytes
+    assert 0 < seen[-1] < memory.bytes and result.seconds_paused > 0
+    assert memory.nodes() == {1: memory.bytes}
     memory.check()
 
 

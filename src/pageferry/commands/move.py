@@ -9,12 +9,15 @@ import os
 from typing import Any
 
 from .. import console
+from ..control import MoveControl
+from ..engine import Progress
 from ..errors import errno_name
 from ..flags import MigrateMode
 from ..migrate import MoveInterrupted, move
 from ..progress_bar import MoveBar
 from ..report import MoveResult, page_hint
 from . import arguments, plan, several_processes
+from .suspended import suspension
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -26,10 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "processes use too stay, unless --shared is given. Several processes are moved one after "
         "the other; what goes wrong with one of them does not stop the others. This process, "
         "kernel threads and what has ended are not meant by --cgroup, --unit and --name.",
-        epilog="Ctrl-C ends the move between two batches and reports what moved, as --timeout "
-        "does (with exit code 1, and for all processes together); memory is "
-        "whole at any time. Exit codes: 0 all moved, 1 something not moved (with several "
-        "processes: of one of them, also as it ended), 2 usage, 130 Ctrl-C.",
+        epilog="Ctrl-Z stops it between two batches, until it is continued. Ctrl-C ends the move "
+        "between two batches and reports what moved, as --timeout does (with exit code 1, and for "
+        "all processes together); memory is whole at any time. Exit codes: 0 all moved, 1 "
+        "something not moved (with several processes: of one of them, also as it ended), 2 usage, "
+        "130 Ctrl-C.",
     )
     plan.add_request(parser)
     parser.add_argument(
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         "only_page_size": args.page_size,
         "shared": args.shared,
         "exact": args.exact,
-        "max_gbps": args.max_gbps,
+        "control": MoveControl(max_gbps=args.max_gbps),
         "stall_ms": args.stall_ms,
         "timeout": args.timeout,
     }
@@ -89,8 +93,13 @@ def run(args: argparse.Namespace) -> int:
         return several_processes.move(several, node, request, as_json=args.json)
     interrupted = False
     try:
-        with MoveBar(f"to node {node}") as bar:
-            result = move(args.addresses, node, pid=args.pids[0], progress=bar.show, **request)
+        with suspension(request["control"]) as suspended, MoveBar(f"to node {node}") as bar:
+
+            def show_progress(now: Progress) -> None:
+                suspended.obey(bar)
+                bar.show(now)
+
+            result = move(args.addresses, node, pid=args.pids[0], progress=show_progress, **request)
     except MoveInterrupted as stop:
         result = stop.result
         interrupted = True

@@ -13,7 +13,7 @@ from .. import console
 from ..errors import PageferryError, errno_name
 from ..planning import Outlook
 from ..processes import Process
-from ..progress_bar import MoveBar
+from ..progress_bar import for_processes
 from ..report import page_hint
 from ..several import (
     MovesInterrupted,
@@ -24,6 +24,7 @@ from ..several import (
     move_processes,
 )
 from ..topology import topology
+from .suspended import suspension
 
 if TYPE_CHECKING:
     from ..engine import Progress
@@ -34,20 +35,17 @@ def move(
 ) -> int:
     """Move them with a progress bar on a terminal, print what became of each; the exit code."""
     interrupted = False
-    with MoveBar(f"to node {node}") as bar:
-        numbers = {process: number for number, process in enumerate(processes, 1)}
-        shown = 0
+    with (
+        suspension(request["control"]) as suspended,
+        for_processes(processes, node) as (bar, show),
+    ):
 
-        def show(process: Process, now: Progress) -> None:
-            nonlocal shown
-            number = numbers[process]
-            if number != shown:
-                bar.begin(f"{process}, {number} of {len(processes)}, to node {node}")
-                shown = number
-            bar.show(now)
+        def show_progress(process: Process, now: Progress) -> None:
+            suspended.obey(bar)
+            show(process, now)
 
         try:
-            result = move_processes(processes, node, progress=show, **request)
+            result = move_processes(processes, node, progress=show_progress, **request)
         except MovesInterrupted as stop:
             result = stop.result
             interrupted = True
