@@ -8,7 +8,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-kernel test-stress test-faults
+	man docs clean help test-kernel test-stress test-faults fuzz
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
+	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make docs    the documentation as a site, in build-docs/"
@@ -55,6 +56,12 @@ test-stress: build lab
 # A table of all cases; ends with 1 if one of them left anything other than it was.
 test-faults: setup
 	$(BIN)/python scripts/test_faults.py --json build-tests-gcc/faults.json
+
+SECONDS := 60
+
+fuzz: build
+	scripts/install clang libclang-rt-dev
+	$(BIN)/python scripts/fuzz.py $(SECONDS)
 
 test-sanitize: setup
 	scripts/test_sanitize

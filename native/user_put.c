@@ -136,7 +136,11 @@ static void put_span(struct lane *lane, const struct span *span, uint64_t from)
 			continue;
 		}
 		bytes -= done;
-		if (error != EAGAIN) {	/* another protection, or a border of mappings */
+		/*
+		 * Another protection, or a border of mappings. With EEXIST the page has
+		 * left the side mapping, which is watched: to read there is to wait forever.
+		 */
+		if (error != EAGAIN && error != EEXIST) {
 			target += done;
 			error = fill_span(lane, target, from + offset, bytes, &done);
 			if (error == ENOMEM)

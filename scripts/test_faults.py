@@ -42,7 +42,7 @@ KNOWN = {
     ("munmap", "piece_give"): "old pages of a piece stay mapped",
     ("munmap", "find_fresh"): "new pages of a piece stay mapped",
     ("munmap", "move_piece"): "new pages of a piece stay mapped",
-    ("munmap", "pf_user_run"): "the lists of the workers stay mapped",
+    ("munmap", "run"): "the lists of the workers stay mapped",
     ("set_mempolicy", "prefer_as_before"): "the thread goes on preferring the target",
 }
 

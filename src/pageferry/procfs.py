@@ -21,7 +21,7 @@ _SPECIAL: Final = frozenset(
 )
 _DELETED: Final = b" (deleted)"
 _COUNTER: Final = re.compile(
-    r"^((?:pgmigrate|thp_migration|numa|pgdemote|pgpromote)_\w+) (\d+)$", re.MULTILINE
+    r"^((?:pgmigrate|thp_migration|numa|pgdemote|pgpromote)_\w+) (\d{1,20})$", re.MULTILINE
 )
 # Start, end and name of a line of maps. Only newlines end a line.
 _RANGE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *([^\n]*)$", re.MULTILINE)
@@ -249,6 +249,8 @@ def yama_scope(*, proc: str | os.PathLike[str] = "/proc") -> int | None:
 
 def _mapping(line: bytes) -> Mapping:
     fields = line.split(None, 5)
+    if len(fields) < 5:
+        raise ValueError(f"{line[:80]!r} is no mapping")
     start, _, end = fields[0].partition(b"-")
     name = fields[5] if len(fields) > 5 else b""
     deleted = name.endswith(_DELETED)

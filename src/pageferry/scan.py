@@ -22,9 +22,9 @@ from . import procfs
 from .pages import PAGE_SIZE
 from .topology import Topology, topology
 
-_PAGES = re.compile(rb" N(\d+)=(\d+)")
-_PAGE_SIZE = re.compile(rb" kernelpagesize_kB=(\d+)")
-_HUGE = re.compile(rb"^AnonHugePages: +(\d+) kB", re.MULTILINE)
+_PAGES = re.compile(rb" N(\d{1,9})=(\d{1,18})")
+_PAGE_SIZE = re.compile(rb" kernelpagesize_kB=(\d{1,9})")
+_HUGE = re.compile(rb"^AnonHugePages: +(\d{1,15}) kB", re.MULTILINE)
 
 #: A process is not read again before this many times the time that reading it took.
 PATIENCE = 50

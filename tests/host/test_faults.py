@@ -17,7 +17,9 @@ if os.uname().machine not in ("x86_64", "aarch64"):
     pytest.skip("the interposer knows two machines", allow_module_level=True)
 
 
-@pytest.mark.parametrize("scenario", ["kernel engine, base", "user engine, checked", "mbind"])
+@pytest.mark.parametrize(
+    "scenario", ["kernel engine, base", "user engine, checked", "exchange", "preload, move_pages"]
+)
 def test_a_fault_leaves_nothing_behind(tmp_path: Path, scenario: str) -> None:
     """One errno at each call site, another at each; see tests/faults/faults.c for what holds."""
     written = tmp_path / "faults.json"
