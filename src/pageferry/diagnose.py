@@ -142,14 +142,16 @@ def _move_pages(here: Topology, base: Path) -> _Answer:
 
 def _capabilities(base: Path) -> _Answer:
     held = procfs.capabilities(proc=base / "proc")
-    # move_pages asks for PTRACE_MODE_READ; SYS_NICE is for MPOL_MF_MOVE_ALL and migrate_pages.
+    # move_pages asks for PTRACE_MODE_READ, and opening another user's pagemap for DAC_READ_SEARCH;
+    # SYS_NICE is for MPOL_MF_MOVE_ALL and migrate_pages.
     wanted = {
         "CAP_SYS_PTRACE": "processes of other users",
+        "CAP_DAC_READ_SEARCH": "processes of other users",
         "CAP_SYS_NICE": "pages that processes share",
     }
     missing = [name for name in wanted if name not in held]
     if not missing:
-        return "ok", "CAP_SYS_PTRACE, CAP_SYS_NICE: also other users' and shared pages", ""
+        return "ok", f"{', '.join(wanted)}: also other users' and shared pages", ""
     finding = "; ".join(f"no {name}: cannot move {wanted[name]}" for name in missing)
     flags = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
     return "info", finding, f"use sudo, or {flags} for a container, if you need that"

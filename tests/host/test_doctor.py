@@ -244,10 +244,12 @@ def test_move_pages(
 
 
 def test_capabilities(tree: Path) -> None:
-    assert check(tree, "capabilities").cure.count("--cap-add") == 2
-    write(tree, "proc/self/status", f"CapEff:\t{1 << 23 | 1 << 19:x}")
+    assert check(tree, "capabilities").cure.count("--cap-add") == 3
+    write(tree, "proc/self/status", f"CapEff:\t{1 << 23 | 1 << 19 | 1 << 2:x}")
     assert check(tree, "capabilities").verdict == "ok"
-    write(tree, "proc/self/status", f"CapEff:\t{1 << 19:x}")
+    write(tree, "proc/self/status", f"CapEff:\t{1 << 23 | 1 << 19:x}")
+    assert check(tree, "capabilities").finding.startswith("no CAP_DAC_READ_SEARCH")
+    write(tree, "proc/self/status", f"CapEff:\t{1 << 19 | 1 << 2:x}")
     assert check(tree, "capabilities").finding.startswith("no CAP_SYS_NICE")
 
 
