@@ -156,6 +156,8 @@ def test_modes(pid: int, mode: str) -> None:
         (["--to", "0", "--range", "0x0-0x1000"], "nothing is mapped"),
         (["--to", "0", "--range", "0-0x8000000000000000"], "address space"),
         (["--to", "0", "--frob"], "unrecognized"),
+        (["--to", "0", "--engine", "user"], "--engine.*own memory only.*engine='user'"),
+        (["--to", "0", "--way=hold"], "--way.*own memory only"),
         (["--to"], "expected one argument"),
         ([], "required: --to"),
     ],

@@ -170,6 +170,29 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _OwnMemoryOnly(argparse.Action):
+    """An option of ``move()`` that a command, which moves other processes, cannot have."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option: str | None = None,
+    ) -> None:
+        parser.error(
+            f"{option} is about the user engine, which moves a program's own memory only; from "
+            "inside the program: pageferry.move(array, node, engine='user'). The memory of other "
+            "processes is moved by the kernel engine: leave it out"
+        )
+
+
+def refuse_user_engine(parser: argparse.ArgumentParser) -> None:
+    """Say why there is no ``--engine`` and ``--way``."""
+    for option in ("--engine", "--way"):
+        parser.add_argument(option, action=_OwnMemoryOnly, help=argparse.SUPPRESS)
+
+
 def add_range(parser: argparse.ArgumentParser) -> None:
     """Add ``--range`` and ``--partial``."""
     parser.add_argument(

@@ -43,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--exact", action="store_true", help="count pages that are there already exactly"
     )
     arguments.add_limits(parser)
+    arguments.refuse_user_engine(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--dry-run",
