@@ -8,7 +8,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-kernel test-stress test-faults fuzz
+	man docs clean help test-kernel test-stress test-faults fuzz analyze
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
+	@echo "make analyze        the C core under the static analyzers of gcc and clang"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make docs    the documentation as a site, in build-docs/"
 	@echo "make man     the manual page"
@@ -65,6 +66,9 @@ fuzz: build
 
 test-sanitize: setup
 	scripts/test_sanitize
+
+analyze: setup
+	scripts/analyze
 
 build: setup $(VENV)/.installed
 

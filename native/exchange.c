@@ -152,7 +152,7 @@ static void exchange_taken(struct exchanger *own, uint64_t bytes)
 		memcpy(taken[i], lanes[i].piece.spans, counts[i] * sizeof(taken[i][0]));
 	}
 	for (offset = 0; offset < bytes; offset = end) {
-		bool has[SIDES];
+		bool has[SIDES] = { false };
 
 		end = bytes;
 		for (i = 0; i < SIDES; i++)

@@ -265,6 +265,8 @@ int64_t pf_pool_release(int32_t node, uint32_t shift, uint64_t bytes)
 		uint64_t part = shelf->held - shelf->reserved;
 		uint64_t start;
 
+		if (!piece)
+			break;
 		if (part > piece->bytes)
 			part = piece->bytes;
 		start = cut(shelf, piece, part);

@@ -142,7 +142,7 @@ static int64_t elsewhere(const struct populating *populating, uint64_t *pages, u
 	uint64_t i, left = 0;
 	int error = query_nodes(0, count, pages, status);
 
-	if (error)
+	if (error < 0)
 		return error;
 	for (i = 0; i < count; i++)
 		if (status[i] != populating->node)
