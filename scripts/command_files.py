@@ -24,7 +24,8 @@ SECTIONS = {
 all moved, or the check passed
 .TP
 1
-something was not moved, or was refused
+something was not moved (also for \\-\\-timeout), or was refused; with several processes: of one of
+them, also as it ended
 .TP
 2
 usage: an option, node or range that makes no sense
@@ -39,6 +40,7 @@ pageferry locate 4711                   # where the memory of process 4711 is
 pageferry move 4711 \\-\\-to 1 \\-\\-dry\\-run    # what would be done, and how
 pageferry move 4711 \\-\\-to 1              # all of it to node 1
 pageferry move 4711 \\-\\-to 1 \\-\\-from 0,2\\-3 # only what is on these nodes
+pageferry move \\-\\-unit db.service \\-\\-to 1   # all processes of a systemd unit
 .fi""",
     "See also": ".BR move_pages (2),\n.BR numa (7),\n.BR numactl (8),\n.BR migratepages (8)",
 }

@@ -49,6 +49,7 @@ def test_bash_completes_options_nodes_processes_and_files() -> None:
     assert sorted(complete("move", "1", "--to", "")) == sorted(nodes)
     assert str(os.getpid()) in complete("move", str(os.getpid())[:-1])
     assert complete("move", "x") == []
+    assert complete("move", "--to", "0", "--cgroup", "/pro") == ["/proc"]
     assert complete("bench", "series", "--plot", f"{__file__[:-4]}") == [__file__]
 
 

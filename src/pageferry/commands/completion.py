@@ -16,6 +16,7 @@ SHELLS = ("bash", "zsh", "fish")
 _NODES = {"bash": "_pageferry_nodes", "zsh": "_pageferry_nodes", "fish": "(_pageferry_nodes)"}
 _PIDS = {"bash": "_pageferry_pids", "zsh": "_pids", "fish": "(__fish_complete_pids)"}
 _COMPLETERS = {"NODE": _NODES, "NODES": _NODES, "PID": _PIDS}
+_FOLDERS = frozenset({"PATH"})
 _FILES = frozenset({"FILE", "PNG", "HTML", "JSON"})
 
 _FOLDER = "/sys/devices/system/node"
@@ -75,6 +76,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     for action in _actions(parser):
         if action.metavar in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar in _FOLDERS:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif isinstance(action.metavar, str) and action.metavar in _COMPLETERS:
             action.complete = _COMPLETERS[action.metavar]  # type: ignore[attr-defined]
     text: str = shtab.complete(parser, shell, preamble=_PREAMBLE)
