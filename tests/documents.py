@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -99,45 +100,72 @@ def run_shell(page: Path, mark: str, folder: Path, **variables: str) -> int:
     if not chosen:
         return 0
     script = "".join(f"# line {block.line}\n{block.text}" for block in chosen)
-    with _command(folder) as path:
-        done = subprocess.run(
-            ["sh", "-eux", "-c", script],
-            cwd=folder,
-            env=os.environ | variables | {"PATH": path, "FERRY": str(folder)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, f"{page.name}:\n{done.stdout}"
-    return len(chosen)
-
-
-@contextmanager
-def _command(folder: Path) -> Iterator[str]:
-    """Answer calls of a ``pageferry`` that is first on the path which this gives."""
     bin = folder / "bin"
     bin.mkdir()
     (bin / "pageferry").write_text(_COMMAND)
     (bin / "pageferry").chmod(0o755)
     for name in ("words", "output", "code"):
         os.mkfifo(folder / name)
+    with (folder / "said").open("w+") as said:
+        process = subprocess.Popen(
+            ["sh", "-eux", "-c", script],
+            cwd=folder,
+            env=os.environ
+            | variables
+            | {"PATH": f"{bin}:{os.environ['PATH']}", "FERRY": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that all of it can be killed
+        )
+        with _all_ended(process, folder):
+            _answer(folder)
+        said.seek(0)
+        assert process.returncode == 0, f"{page.name}:\n{said.read()}"
+    return len(chosen)
 
-    def serve() -> None:
-        while words := (folder / "words").read_text().splitlines():
-            text = io.StringIO()
-            with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-                try:
-                    code = cli.main(words)
-                except SystemExit as end:
-                    code = end.code if isinstance(end.code, int) else 1
-            (folder / "output").write_text(text.getvalue())
-            (folder / "code").write_text(f"{code}\n")
 
-    # A script that was killed leaves it waiting, for ever.
-    server = threading.Thread(target=serve, daemon=True)
-    server.start()
-    yield f"{bin}:{os.environ['PATH']}"
-    (folder / "words").write_text("")  # no words: the end
-    server.join()
+@contextmanager
+def _all_ended(process: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
+    """End all that belongs to a script, and what waits for it in ``_answer``, when it has ended."""
+    readers: list[int] = []
+
+    def wait() -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(120)
+        _kill(process)
+        # A writer of these finds a reader now.
+        readers.extend(
+            os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK) for name in ("output", "code")
+        )
+        (folder / "words").write_text("")  # no words: the end
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        yield
+    finally:
+        _kill(process)
+        readers.append(os.open(folder / "words", os.O_RDONLY | os.O_NONBLOCK))
+        waiting.join()
+        for reader in readers:
+            os.close(reader)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answer(folder: Path) -> None:
+    """Be the command, on this thread, as some verbs handle signals; until there are no words."""
+    while words := (folder / "words").read_text().splitlines():
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            try:
+                code = cli.main(words)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+        (folder / "output").write_text(text.getvalue())
+        (folder / "code").write_text(f"{code}\n")
