@@ -94,7 +94,7 @@ def test_the_user_engine_pauses_too(memory: Region, monkeypatch: pytest.MonkeyPa
     control = MoveControl(max_gbps=1000)
     pausing = Pausing(control)
     result = move(
-        memory.range(), 0, threads=2, engine="user", progress=pausing, control=control, exact=True
+        memory.range(), 0, threads=1, engine="user", progress=pausing, control=control, exact=True
     )
     assert result.complete and result.bytes_already == SIZE and result.bytes_skipped == 0
     assert result.seconds_paused > 0
