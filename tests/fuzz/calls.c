@@ -77,6 +77,8 @@ static uint64_t extents(struct input *input, struct pf_extent *list)
 		uint64_t pages = byte(input) % 128 + 1;
 
 		at += byte(input) % 64;
+		if (at + pages > PAGES)	/* each in one mapping, as the header has it */
+			return i;
 		list[i] = (struct pf_extent){
 			.start = (uintptr_t)memory + (at << PAGE_SHIFT),
 			.pages = pages,
@@ -168,9 +170,9 @@ static void call_mt(struct input *input)
 	uint64_t way = byte(input);
 	uint64_t i;
 
-	/* A longer list would run on into what the arrays lie beside. */
-	if (count > PAGES)
-		count = way & 8 ? 1ull << 62 | count : PAGES;
+	/* A longer list would run on into what lies behind the arrays; a bad one may be any long. */
+	if (count > PAGES && way & 2)
+		count = PAGES;
 	for (i = 0; i < PAGES; i++) {
 		pages[i] = (uintptr_t)memory + (i << PAGE_SHIFT);
 		nodes[i] = 0;
