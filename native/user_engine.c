@@ -323,7 +323,7 @@ static int run(struct pf_user *user)
 		return refuse(user, (int)features);
 	if (!user->threads || user->threads > PF_MAX_THREADS || user->target < 0 ||
 	    user->target >= PF_MAX_NODES || user->way < PF_USER_CHECKED ||
-	    user->way > PF_USER_PROTECT ||
+	    user->way > PF_USER_PROTECT || pf_copy_choose(1, user->copy_method) < 0 ||
 	    (user->page_shift && user->page_shift != base_shift && user->page_shift != HUGE_SHIFT))
 		return -EINVAL;
 	user->n_left = 0;

@@ -352,6 +352,9 @@ static void bad_calls(void)
 	call.page_shift = 20;
 	CHECK(pf_user_run(&call) == -EINVAL);
 	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
+	call.copy_method = PF_COPY_METHODS;
+	CHECK(pf_user_run(&call) == -EINVAL);
+	call = user_call(0, PF_USER_HOLD, 1, NULL, 0, left);
 	CHECK(pf_user_run(&call) == 0);
 }
 
