@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from placement import in_a_child, on
+from placement import Memory, in_a_child
 
 import pageferry
 from pageferry.keeping import Keeper
@@ -19,9 +19,9 @@ SIZE = 8 << 20
 
 
 def test_arrays_come_to_the_node() -> None:
-    with on(1):
-        first, second = np.full(SIZE, 1, "u1"), np.full(SIZE, 2, "u1")
-        small = np.full(1000, 3, "u1")
+    memories = [Memory("base", SIZE, node=1) for _ in range(2)]
+    first, second = (memory.words for memory in memories)
+    small = np.full(1000, 3, "u1")
     keeper = Keeper(0, threads=2)
     try:
         keeper.keep({"first": first, "more": [second, small]})
@@ -31,8 +31,9 @@ def test_arrays_come_to_the_node() -> None:
         keeper.close()
     assert kept.arrays == 2 and kept.bytes_moved >= 2 * SIZE
     assert not kept.bytes_failed and not kept.errors
-    for array, value in ((first, 1), (second, 2)):
-        assert pageferry.locate(array).nodes.keys() == {0} and (array == value).all()
+    for memory in memories:
+        assert memory.nodes() == {0: SIZE}
+        memory.check()
 
 
 def test_processes_are_dealt_out() -> None:
