@@ -92,7 +92,7 @@ def test_reserved_memory_is_on_the_node(node: int, pages: str) -> None:
 def test_a_full_node_is_an_error(
     what: str, monkeypatch: pytest.MonkeyPatch, pools: tuple[Path, Path]
 ) -> None:
-    """And neither SIGBUS nor the OOM killer: 32 MiB more than node 1 can give.
+    """And neither SIGBUS nor the OOM killer: 128 MiB more than node 1 can give.
 
     The estimate that refuses this at once is switched off, as if others had taken the memory
     since; in a child, as the OOM killer would be the end of it. Pages set aside for hugetlb fill
@@ -100,7 +100,7 @@ def test_a_full_node_is_an_error(
     """
     gc.collect()
     pools[1].write_text(str(int(populate.room(1) * 0.85) // HUGE))
-    size = populate.room(1) + (32 << 20)
+    size = populate.room(1) + (128 << 20)
     size += -size % HUGE
 
     def ask() -> None:
