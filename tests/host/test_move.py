@@ -494,7 +494,9 @@ def test_interrupt_while_the_core_works(
     slow: Region, threads: int, callback: Callable[[Progress], None] | None
 ) -> None:
     # From another process, at a moment when no Python code runs here: that is the usual case.
-    killer = subprocess.Popen(["sh", "-c", f"sleep 0.15; exec kill -INT {os.getpid()}"])
+    # Should Python be in a weak reference's callback, which swallows exceptions, it is sent again.
+    once = f"kill -INT {os.getpid()}"
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.15; {once}; sleep 10; exec {once}"])
     interrupted: list[MoveInterrupted] = []
     deadline = time.monotonic() + 30
     try:
@@ -508,6 +510,7 @@ def test_interrupt_while_the_core_works(
     else:
         pytest.fail("the signal did not arrive")
     finally:
+        killer.kill()
         killer.wait()
     for stop in interrupted:
         assert stop.result.cancelled or stop.result.bytes_already == slow.size
