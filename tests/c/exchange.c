@@ -456,9 +456,9 @@ static void under_changes(void)
 }
 
 /*
- * Linux 6.18: about once in fifty runs UFFDIO_MOVE goes round in the kernel for
- * ever, beside an madvise() that waits for its event to be read. Nothing but
- * the end of the process ends that, so this part has one of its own.
+ * On Linux 6.18 UFFDIO_MOVE was seen to go round in the kernel for ever, beside
+ * an madvise() that waits for its event to be read. Nothing but the end of the
+ * process ends that, so this part has one of its own.
  */
 static void under_changes_apart(void)
 {
