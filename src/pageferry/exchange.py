@@ -216,8 +216,7 @@ class _Run:
 def _one_range(target: Movable) -> range:
     if target is None:
         raise TypeError("exchange what? give two arrays, buffers or ranges of addresses")
-    what = resolve(target)
-    return what.ranges[0] if what.ranges else range(0)
+    return resolve(target).one_range()
 
 
 def _pairs(first: range, second: range) -> Iterator[tuple[int, int, int]]:

@@ -130,7 +130,7 @@ def bind(
     elif move and len(wanted) == 1:
         moved, failed = _gather(what, wanted[0], threads, shared)
     seconds = time.perf_counter() - begun
-    placement = locate(what.ranges[0]) if what.ranges else Placement(pid=None, nodes={})
+    placement = locate(target) if what.ranges else Placement(pid=None, nodes={})
     return Bound(policy, wanted, seconds, moved, failed, placement)
 
 

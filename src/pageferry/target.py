@@ -14,26 +14,20 @@ from . import procfs
 from ._native import ffi
 from .errors import RangeError
 from .pages import PAGE_SIZE
+from .tensors import arrow_buffers, tensor_span
 
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Any
 
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-    class SupportsDLPack(Protocol):
-        """A tensor of another library."""
-
-        def __dlpack__(self, *, stream: None = None) -> Any: ...
-
-        def __dlpack_device__(self) -> Any: ...
+    from .tensors import SupportsDLPack
 
     Movable: TypeAlias = npt.NDArray[Any] | Buffer | SupportsDLPack | range | None
 
 # The end of the largest user address space that Linux has (x86 with 5-level page tables).
 _ADDRESS_END = 1 << 57
-
-_DLPACK_CPU = 1  # kDLCPU
 
 
 @dataclass(frozen=True)
@@ -54,13 +48,20 @@ class Target:
         """Size of all ranges together, in bytes."""
         return sum(len(r) for r in self.ranges)
 
+    def one_range(self) -> range:
+        """Return the one range that there is (an empty one for nothing), or raise TypeError."""
+        if len(self.ranges) > 1:
+            raise TypeError(f"this takes one piece of memory, not {len(self.ranges)}")
+        return self.ranges[0] if self.ranges else range(0)
+
 
 def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -> Target:
     """Return the address ranges that ``target`` and ``pid`` mean.
 
     ``target`` is a numpy array, an object with a buffer (also a read-only one) or with DLPack (a
-    tensor of another library, in CPU memory), a ``range`` of addresses (of process ``pid``, or of
-    this one), or ``None`` for the whole process ``pid``.
+    tensor of another library, in CPU memory), an array, record batch or table of pyarrow, a
+    ``range`` of addresses (of process ``pid``, or of this one), or ``None`` for the whole process
+    ``pid``.
     ``partial`` says what happens to pages that the range covers in part: ``"touched"`` takes
     them whole, ``"inside"`` leaves them out. Raises ``RangeError`` for impossible addresses,
     ``TypeError`` for objects without a buffer, ``ProcessGoneError`` and ``NotPermittedError``
@@ -90,8 +91,8 @@ def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -
         return Target(int(pid or 0), _whole_pages(*_checked(target), partial))
     if pid is not None:
         raise TypeError("with pid=, the target is a range of addresses or None")
-    start, end, owner = _span(target)
-    return Target(0, _whole_pages(start, end, partial), owner=owner)
+    spans, owner = _spans(target)
+    return Target(0, _pages_of(spans, partial), owner=owner)
 
 
 def _checked(addresses: range) -> tuple[int, int]:
@@ -112,54 +113,54 @@ def _checked(addresses: range) -> tuple[int, int]:
     return addresses.start, addresses.stop
 
 
-def _span(target: object) -> tuple[int, int, object]:
-    """Return first address, end address, and what must stay alive for them to be valid."""
+def _spans(target: object) -> tuple[list[tuple[int, int]], object]:
+    """Return first addresses and ends, and what must stay alive for them to be valid."""
     if isinstance(target, np.ndarray):
-        if target.size == 0:
-            return 0, 0, target
-        start, end = np.lib.array_utils.byte_bounds(target)
-        return start, end, target
+        return [_bounds(target)], target
     if isinstance(target, mmap.mmap) and target.closed:
         raise ValueError("the mmap is closed")
+    buffers = arrow_buffers(target)
+    if buffers is not None:
+        parts = [_spans(memoryview(buffer)) for buffer in buffers]  # type: ignore[arg-type]
+        return [span for spans, _ in parts for span in spans], [owner for _, owner in parts]
     try:
         view = memoryview(target)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, BufferError) as error:  # no buffer, or not of this type of elements
         if hasattr(target, "__dlpack__"):
-            return _tensor_span(cast("SupportsDLPack", target))
+            start, end, owner = tensor_span(cast("SupportsDLPack", target))
+            return [(start, end)], owner
+        if isinstance(error, BufferError):
+            raise
         raise TypeError(
             f"cannot move a {type(target).__name__}: give a numpy array, an object with a "
             "buffer or DLPack, or a range of addresses"
         ) from None
     if view.nbytes == 0:
-        return 0, 0, view
+        return [], view
     if view.c_contiguous:  # also in formats that numpy does not know
         start = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
-        return start, start + view.nbytes, view
+        return [(start, start + view.nbytes)], view
     array = np.asarray(view)
-    start, end = np.lib.array_utils.byte_bounds(array)
-    return start, end, (view, array)
+    return [_bounds(array)], (view, array)
 
 
-def _tensor_span(tensor: SupportsDLPack) -> tuple[int, int, object]:
-    """Return the span of a tensor that shows its memory by DLPack."""
-    kind = type(tensor).__name__
-    device = int(tensor.__dlpack_device__()[0])
-    if device != _DLPACK_CPU:
-        raise TypeError(
-            f"this {kind} is not in the memory of the CPU (DLPack device {device}), or it is "
-            "pinned there: the kernel moves neither"
-        )
-    try:
-        array = np.from_dlpack(tensor)
-    except (BufferError, RuntimeError, ValueError, TypeError) as error:
-        raise TypeError(
-            f"cannot move a {kind}: {error}; a view of the same memory with a type that numpy "
-            "knows may do"
-        ) from None
+def _bounds(array: npt.NDArray[Any]) -> tuple[int, int]:
     if array.size == 0:
-        return 0, 0, array
+        return 0, 0
     start, end = np.lib.array_utils.byte_bounds(array)
-    return start, end, (tensor, array)
+    return start, end
+
+
+def _pages_of(spans: list[tuple[int, int]], partial: str) -> tuple[range, ...]:
+    """Return the pages of all spans, in order, none twice."""
+    ranges: list[range] = []
+    for start, end in sorted(spans):
+        for pages in _whole_pages(start, end, partial):
+            if ranges and pages.start <= ranges[-1].stop:
+                ranges[-1] = range(ranges[-1].start, max(ranges[-1].stop, pages.stop))
+            else:
+                ranges.append(pages)
+    return tuple(ranges)
 
 
 def _whole_pages(start: int, end: int, partial: str) -> tuple[range, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``move_async``, ``on_local_node``, and targets of other libraries (DLPack)."""
+"""``move_async`` and ``on_local_node``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pageferry
 from pageferry import NodeError, aio, local
 from pageferry.engine import Progress
 from pageferry.report import MoveResult
-from pageferry.target import resolve
 from pageferry.topology import topology
 
 NODE = topology().target_nodes[0]
@@ -210,61 +209,3 @@ def test_a_bad_target_leaves_nothing_behind() -> None:
 def test_what_the_body_raises_comes_out() -> None:
     with pytest.raises(ZeroDivisionError), pageferry.on_local_node(np.ones(1000)):
         raise ZeroDivisionError
-
-
-# ---- DLPack
-
-
-class Tensor:
-    """What other libraries have: DLPack, and no buffer. The capsule is numpy's."""
-
-    def __init__(self, array: np.ndarray[Any, Any], device: tuple[int, int] = (1, 0)) -> None:
-        self._array, self._device = array, device
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self._array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._device
-
-
-def test_a_tensor_is_moved() -> None:
-    region = filled(1 << 20)
-    tensor = Tensor(region.bytes)
-    (where,) = resolve(tensor).ranges
-    assert where == region.range()
-    result = pageferry.move(tensor, NODE)
-    assert result.complete and result.bytes_moved + result.bytes_already == 1 << 20
-    assert pageferry.locate(tensor).bytes_present == 1 << 20
-
-
-def test_part_of_a_tensor() -> None:
-    region = filled(1 << 20)
-    part = region.bytes.reshape(256, PAGE)[3:5]
-    (where,) = resolve(Tensor(part)).ranges
-    assert where == range(region.address + 3 * PAGE, region.address + 5 * PAGE)
-
-
-def test_a_tensor_without_elements() -> None:
-    assert resolve(Tensor(np.ones(0))).ranges == ()
-
-
-def test_memory_of_a_device_is_refused() -> None:
-    with pytest.raises(TypeError, match="not in the memory of the CPU"):
-        resolve(Tensor(np.ones(9), device=(2, 0)))
-
-
-def test_a_tensor_that_cannot_be_shown_is_refused() -> None:
-    class Broken(Tensor):
-        def __dlpack__(self, **options: Any) -> Any:
-            raise BufferError("it requires grad")
-
-    with pytest.raises(TypeError, match="it requires grad"):
-        resolve(Broken(np.ones(9)))
-
-
-def test_arrow_arrays() -> None:
-    arrow = pytest.importorskip("pyarrow")
-    array = arrow.array(np.arange(1 << 16, dtype=np.int64))
-    assert pageferry.move(array, NODE).complete
-    assert pageferry.move(array.buffers()[1], NODE).complete
