@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from . import console
+from . import console, logs
 from .errors import DescriptionError, NodeError, PageferryError, RangeError, TargetError
 from .version import __version__
+
+_logger = logging.getLogger(__name__)
 
 COMMANDS = (
     "topology",
@@ -44,11 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Move memory pages between NUMA nodes with many threads.",
         epilog="Exit codes: 0 all moved, 1 something not moved or refused, 2 usage, "
         "130 ended by Ctrl-C.",
+        allow_abbrev=False,  # it looks at the verbs' options too, such as run's --log
     )
     parser.add_argument("--version", action="version", version=f"pageferry {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f".commands.{name}", __package__).add_parser(subparsers)
+    logs.add_options(parser)
     return parser
 
 
@@ -56,6 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = build_parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
+    handler = logs.begin(args)
+    try:
+        code = _ended(args)
+        logs.event(_logger, logging.INFO, f"{args.command} ended", exit_code=code)
+        return code
+    finally:
+        logs.end(handler)
+
+
+def _ended(args: argparse.Namespace) -> int:
+    """Run the verb; return the exit code, also for its errors."""
+    logs.event(_logger, logging.DEBUG, f"{args.command} begins", arguments=args.words)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -83,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    console.complain(str(message))
+    console.complain(str(message), logging.WARNING)
 
 
 if __name__ == "__main__":

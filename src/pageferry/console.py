@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
+
+from . import logs
+
+_logger = logging.getLogger(__name__)
 
 
 class Console(RichConsole):
@@ -32,9 +37,17 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def complain(message: str) -> None:
-    """Print ``pageferry: message`` on stderr."""
-    print(f"pageferry: {message}", file=sys.stderr)
+def complain(message: str, level: int = logging.ERROR) -> None:
+    """Print ``pageferry: message`` on stderr; with ``--log-json`` it is logged there."""
+    if logs.json_on_stderr():
+        logs.event(_logger, level, message)
+    else:
+        print(f"pageferry: {message}", file=sys.stderr)
+
+
+def notify(message: str) -> None:
+    """Say on stderr what is being done, or log it there."""
+    complain(message, logging.INFO)
 
 
 def size(count: float) -> str:

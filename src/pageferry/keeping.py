@@ -7,6 +7,7 @@ loops and their work go on.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import Counter, deque
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import logs
 from .errors import PageferryError
 from .migrate import move
 from .nodes import check_node
 
 if TYPE_CHECKING:
     from .target import Movable
+
+_logger = logging.getLogger(__name__)
 
 _DEPTH = 4  # of lists in lists
 
@@ -137,6 +141,9 @@ class Keeper:
             problem = f"{type(error).__name__} {error.name}"
         except Exception as error:  # of one array: the next may do
             problem = f"{type(error).__name__}: {error}"
+        if problem:
+            text = f"an array is not kept on node {self.node}: {problem}"
+            logs.event(_logger, logging.WARNING, text, node=self.node)
         with self._changed:
             self._sums.update(sums)
             if problem:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 import time
 from collections import Counter
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import metrics, procfs
+from . import logs, metrics, procfs
 from .control import MoveControl
 from .engine import KernelRun, Progress, locate_extents
-from .errors import PageferryError
+from .errors import PageferryError, errno_name
 from .filters import Filter
 from .flags import MigrateMode
 from .limits import Limits
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .target import Movable
+
+_logger = logging.getLogger(__name__)
 
 # Below this a move takes less time than reading /proc/vmstat twice.
 _COUNTERS_BYTES = 1 << 20
@@ -260,11 +263,33 @@ def _move(
         **counts,
     )
     metrics.count(result)
+    if _logger.isEnabledFor(logging.WARNING):
+        _log(result)
     if interrupted or isinstance(run.exception, KeyboardInterrupt):
         raise MoveInterrupted(result) from None
     if run.exception is not None:
         raise run.exception
     return result
+
+
+def _log(result: MoveResult) -> None:
+    """Log what a move did: what did not move, and warnings, as warnings."""
+    level = logging.INFO if result.complete and not result.warnings else logging.WARNING
+    if not _logger.isEnabledFor(level):
+        return
+    text = f"{result.bytes_moved} bytes moved to node {result.node} at {result.gbps:.2f} GB/s"
+    if result.pid is not None:
+        text += f" of process {result.pid}"
+    if result.failed:
+        pages = (f"{count} {errno_name(number)}" for number, count in result.failed.items())
+        text += f"; pages not moved: {', '.join(pages)}"
+    if not result.complete and (result.bytes_skipped or result.stopped):
+        text += f"; {result.bytes_skipped} bytes not tried"
+    fields = result.as_dict()
+    detail = ("plan", "failures", "calls", "verified", "parts")
+    if not _logger.isEnabledFor(logging.DEBUG):
+        fields = {name: value for name, value in fields.items() if name not in detail}
+    logs.event(_logger, level, "; ".join([text, *result.warnings]), **fields)
 
 
 def _verify(extents: npt.NDArray[np.void], pid: int) -> Counter[int]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,12 +14,15 @@ from typing import TYPE_CHECKING
 from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from . import console
+from . import console, logs
 
 if TYPE_CHECKING:
     from . import engine
     from .processes import Process
 
+_logger = logging.getLogger(__name__)
+
+_LOG_S = 5.0  # between two lines of the log
 _PATIENCE_S = 0.5  # a move that is over by then needs no bar
 
 
@@ -36,16 +41,22 @@ class MoveBar:
             TextColumn("{task.fields[rate]}"),
             console=get_console() if in_notebook else console.console(sys.stderr),
             transient=True,
-            disable=not (in_notebook or sys.stderr.isatty()),
+            disable=logs.on_stderr() or not (in_notebook or sys.stderr.isatty()),
         )
+        self._title = title
+        self._logged = time.monotonic()
         self._task = self._bar.add_task(title, total=None, rate="")
 
     def begin(self, title: str) -> None:
         """Begin anew, with another move."""
+        self._title = title
         self._bar.reset(self._task, description=title, total=None, rate="")
 
     def show(self, now: engine.Progress) -> None:
-        """Show how far the move is."""
+        """Show how far the move is, and log it from time to time."""
+        if (asked := time.monotonic()) >= self._logged + _LOG_S:
+            self._logged = asked
+            _log(self._title, now)
         if now.seconds < _PATIENCE_S and not self._bar.live.is_started:
             return
         self._bar.update(
@@ -67,6 +78,22 @@ class MoveBar:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+
+def _log(title: str, now: engine.Progress) -> None:
+    left = now.seconds_left
+    logs.event(
+        _logger,
+        logging.INFO,
+        f"moving {title}: {_told(now)}",
+        bytes_done=now.bytes_done,
+        bytes_moved=now.bytes_moved,
+        bytes_failed=now.bytes_failed,
+        bytes_total=now.bytes_total,
+        seconds=round(now.seconds, 3),
+        gbps=round(now.gbps, 4),
+        seconds_left=None if left == float("inf") else round(left, 1),
+    )
 
 
 def _told(now: engine.Progress) -> str:

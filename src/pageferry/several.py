@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import logs
 from .errors import PageferryError, ProcessGoneError, errno_name
 from .limits import Limits
 from .migrate import MoveInterrupted, move
@@ -21,6 +23,8 @@ from .processes import Process, find_processes, started
 if TYPE_CHECKING:
     from .engine import Progress
     from .report import MoveResult
+
+_logger = logging.getLogger(__name__)
 
 _BYTES = ("moved", "already", "elsewhere", "failed", "skipped")
 
@@ -211,6 +215,8 @@ def _one(
                 **options,
             )
     except PageferryError as error:
+        text = f"not moved: {error}"
+        logs.event(_logger, logging.WARNING, text, pid=process.pid, errno=error.name)
         return ProcessMoved(process, error=error)
     return ProcessMoved(process, result)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .. import extras
+from .. import console, extras
 from ..errors import PageferryError
 from . import arguments
 
@@ -106,11 +106,7 @@ def _serve(client: Any, registry: Any, host: str, port: int) -> int:
                 f"cannot listen on {_shown(host, port)}",
                 "choose another --listen HOST:PORT",
             ) from None
-        print(
-            f"pageferry: serving http://{_shown(host, server.server_port)}/metrics",
-            file=sys.stderr,
-            flush=True,
-        )
+        console.notify(f"serving http://{_shown(host, server.server_port)}/metrics")
         ended.wait()
         server.shutdown()
         server.server_close()

@@ -203,13 +203,13 @@ def _options(args: argparse.Namespace) -> Options:
         topology=lab.plain(args.nodes) if args.nodes is not None else lab.TOPOLOGIES[args.topology],
         memory=args.memory,
         cpus=args.cpus,
-        kernel=lab.find_kernel(args.kernel, modules=args.modules, notify=console.complain),
+        kernel=lab.find_kernel(args.kernel, modules=args.modules, notify=console.notify),
         accel=args.accel,
         append=args.append,
         env=environment,
         writable=args.writable,
         console=args.console,
-        notify=console.complain,
+        notify=console.notify,
     )
 
 
@@ -246,7 +246,7 @@ def _shell(args: argparse.Namespace) -> int:
     from .. import lab
 
     options = _options(args)
-    console.complain("booting a guest; Ctrl-] ends it")
+    console.notify("booting a guest; Ctrl-] ends it")
     result = lab.shell(_command(args), **options)
     if result.verdict not in (lab.Verdict.FINISHED, lab.Verdict.DETACHED):
         console.complain(result.explain())
@@ -257,7 +257,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from .. import lab
 
     names = list(lab.STOCK_PACKAGES) if args.kernel == "all" else [args.kernel]
-    kernels = {name: lab.fetch(name, update=args.update, notify=console.complain) for name in names}
+    kernels = {name: lab.fetch(name, update=args.update, notify=console.notify) for name in names}
     if args.json:
         console.print_json(
             {
@@ -274,9 +274,7 @@ def _fetch(args: argparse.Namespace) -> int:
 def _build_kernel(args: argparse.Namespace) -> int:
     from .. import lab
 
-    kernel = lab.build(
-        args.config, directory=args.directory, jobs=args.jobs, notify=console.complain
-    )
+    kernel = lab.build(args.config, directory=args.directory, jobs=args.jobs, notify=console.notify)
     if args.json:
         facts = {"release": kernel.release, "source": kernel.source, "image": kernel.image}
         console.print_json({args.config: facts})

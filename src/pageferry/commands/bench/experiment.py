@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
@@ -14,12 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-from ... import console
+from ... import console, logs
 from ...bench.machine import OtherLoad
 from ...errors import PageferryError
 from ...pictures import canvas
 from ...topology import topology
 from .. import arguments
+
+_logger = logging.getLogger(__name__)
 
 #: What the guest of an experiment needs: two arrays on one node, and Python beside them.
 GUEST_MEMORY = "1536M"
@@ -152,4 +155,7 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
 
 def say(text: str) -> None:
     """Tell, on standard error, how far the experiment is."""
-    print(f"  {text}", file=sys.stderr, flush=True)
+    if logs.json_on_stderr():
+        logs.event(_logger, logging.INFO, text)
+    else:
+        print(f"  {text}", file=sys.stderr, flush=True)
