@@ -12,6 +12,7 @@ from . import sysfs
 from ._native import ffi, lib
 from .errors import NodeFullError, NotPermittedError, PageferryError
 from .flags import MigrateMode
+from .headroom import cgroup_room
 from .nodes import machine
 from .page_size import BASE, PageSize
 from .plan import MAX_THREADS, check_request
@@ -38,10 +39,14 @@ def room(node: int) -> int:
 
 
 def check_room(node: int, size: int) -> None:
-    """Raise ``NodeFullError`` when a node has no room for ``size`` bytes."""
+    """Raise ``NodeFullError`` when a node, or the memory cgroup, has no room for ``size`` bytes."""
     have = room(node)
     if have < size:
         raise _full(node, size, f"about {have >> 20} MiB can be had there")
+    allowed = cgroup_room(machine().root)
+    if allowed is not None and allowed < size:
+        why = f"the memory cgroup of this process allows about {allowed >> 20} MiB more"
+        raise _full(node, size, why)
 
 
 def crew_for(node: int, size: int, threads: int | str) -> tuple[int, Any]:

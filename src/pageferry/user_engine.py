@@ -16,6 +16,7 @@ import numpy as np
 from . import procfs
 from ._native import ffi, lib
 from .errors import NotPermittedError, UnsupportedError
+from .headroom import threads_with_room
 from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, extents_bytes
 from .report import EnginePart
 from .stalls import stalls_of
@@ -159,6 +160,7 @@ class UserRun:
         self._again = again
         self._c: Any = ffi.new("struct pf_user *")
         self._cpus: Any = ffi.NULL
+        self._threads = 1
         self._left = np.empty(_MAX_LEFT, EXTENT)
         self._mappings: list[procfs.Mapping] | None = None
         self._not_here: Counter[str] = Counter()
@@ -172,7 +174,7 @@ class UserRun:
     def follow(self, plan: Plan) -> None:
         """Use the threads and CPUs of ``plan`` from now on."""
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
-        self._c.threads, self._c.cpus = plan.threads, self._cpus
+        self._threads, self._c.cpus = plan.threads, self._cpus
 
     def poll_by(self, function: Any, handle: Any, poll_us: int) -> None:
         """Set what the core calls between two pieces, on the thread that moves."""
@@ -257,8 +259,17 @@ class UserRun:
         return "kernel"
 
     def run(self, extents: npt.NDArray[np.void]) -> tuple[int, npt.NDArray[np.void]]:
-        """Move; return 0 or an errno, and the extents that were left for another engine."""
+        """Move; return 0 or an errno, and the extents that were left for another engine.
+
+        Where the copies would meet the limit of the memory cgroup, that is all of them: the kernel
+        engine's pages are charged to nobody twice.
+        """
         c = self._c
+        size = extents_bytes(extents)
+        c.threads, why = threads_with_room(self._threads, size)
+        if not c.threads:
+            self._not_here[why] += size
+            return 0, extents
         huge = extents["kind"] != BASE
         left = []
         code = 0
