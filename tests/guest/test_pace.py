@@ -170,7 +170,10 @@ def test_the_load_experiment() -> None:
         "auto_one",
         "many_one",
         "others",
+        "others_auto",
     }
+    user = run_load(engine="user", **quick())
+    assert user["engine"] == "user" and len(user["cells"]) == 2
 
 
 def test_who_may_not_lift_threads_has_them_at_normal_priority() -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from pageferry import cli
-from pageferry.bench.load import TARGETS, run_load, summary, targets
+from pageferry.bench.load import TARGETS, Sample, quick, run_load, summary, targets
 from pageferry.bench.load_report import plot, print_table
 from pageferry.bench.machine import machine_facts
 from pageferry.bench.spinners import Spinners
@@ -22,22 +22,23 @@ from pageferry.bench.stall import Writer, _row
 from pageferry.commands.bench.stall import print_table as print_stalls
 from pageferry.errors import NodeError
 from pageferry.topology import topology
+from pageferry.user_engine import why_not
 
-TAKEN = {"1": [4.0, 4.4, 3.6], "2": [2.0, 2.2, 3.8], "auto": [2.0, 2.0, 3.8]}
-SPEEDS = {
-    "1": [90.0, 80.0, 100.0],
-    "2": [81.0, 80.0, 80.0],
-    "auto": [90.0, 90.0, 90.0],
-    "rest": [100.0, 100.0, 100.0],
+SECONDS = {"1": [4.0, 4.4, 3.6], "2": [2.0, 2.2, 3.8], "auto": [2.0, 2.0, 3.8]}
+OTHERS = {"1": [90.0, 80.0, 100.0], "2": [81.0, 80.0, 80.0], "auto": [90.0, 90.0, 90.0]}
+TAKEN = {
+    name: [Sample(s, 1.5 * s, o) for s, o in zip(SECONDS[name], OTHERS[name], strict=True)]
+    for name in SECONDS
 }
-ALONE = {name: [0.0] * 3 for name in SPEEDS}
+ALONE = [0.0] * 3
+REST = [100.0] * 3
 
 
 def figures() -> dict[str, Any]:
     cells = [
         {"load": "idle", "busy": 0, "bytes": 2 << 20, **summary(TAKEN, ALONE)},
-        {"load": "all", "busy": 2, "bytes": 2 << 20, **summary(TAKEN, SPEEDS)},
-        {"load": "all", "busy": 2, "bytes": 1 << 30, **summary(TAKEN, SPEEDS)},
+        {"load": "all", "busy": 2, "bytes": 2 << 20, **summary(TAKEN, REST)},
+        {"load": "all", "busy": 2, "bytes": 1 << 30, **summary(TAKEN, REST)},
     ]
     return {
         "experiment": "load",
@@ -46,6 +47,7 @@ def figures() -> dict[str, Any]:
             "memory_nodes": [0, 1], "guest": True, "emulated": True, "numa_balancing": False,
             "host_cpus": 2, "host_other_load": 1.5,
         },
+        "engine": "kernel",
         "nodes": [0, 1],
         "repeats": 3,
         "page_size": 4096,
@@ -57,14 +59,22 @@ def figures() -> dict[str, Any]:
 
 
 def test_summary_takes_ratios_inside_a_repeat() -> None:
-    cell = summary(TAKEN, SPEEDS)
+    cell = summary(TAKEN, REST)
     assert cell["best"] == "2"
     assert cell["ways"]["1"]["seconds"] == {"median": 4.0, "low": 3.6, "high": 4.4}
     assert cell["ratios"]["auto_best"]["median"] == pytest.approx(1.0)
     assert cell["ratios"]["auto_one"]["high"] == pytest.approx(2.2)
     assert cell["ratios"]["many_one"]["low"] == pytest.approx(3.6 / 3.8)
     assert cell["ways"]["1"]["others"]["median"] == pytest.approx(0.9)
-    assert cell["ratios"]["others"]["median"] == pytest.approx(0.9)
+    assert cell["ways"]["2"]["cpu_seconds"]["high"] == pytest.approx(5.7)
+
+
+def test_others_are_compared_in_windows_of_one_length() -> None:
+    """By two threads a move takes 2 s of 4 s, so that 81 a second and then 100 meet 90."""
+    ratio = summary(TAKEN, REST)["ratios"]["others"]
+    assert ratio["median"] == pytest.approx((2 * 81 + 2 * 100) / (4 * 90))
+    assert ratio["low"] == pytest.approx(3.8 * 80 / (3.6 * 100 + 0.2 * 100))
+    assert summary({"1": TAKEN["1"], "auto": TAKEN["1"]}, REST)["ratios"]["others"]["low"] == 1
 
 
 def test_an_idle_machine_has_no_others() -> None:
@@ -76,11 +86,8 @@ def test_targets_name_the_worst_cell_and_what_misses() -> None:
     found = {each["name"]: each for each in figures()["targets"]}
     assert set(found) == set(TARGETS)
     assert found["auto_best"]["cells"] == 3 and found["auto_best"]["missed"] == []
-    assert found["others"]["worst"] == pytest.approx(0.9)
-    assert found["others"]["missed"] == [
-        {"load": "all", "bytes": 2 << 20},
-        {"load": "all", "bytes": 1 << 30},
-    ]
+    assert found["many_one"]["worst"] == pytest.approx(2.0) and not found["many_one"]["missed"]
+    assert found["others"]["cells"] == 2
     assert found["others"]["worst_at"] == {"load": "all", "bytes": 2 << 20}
 
 
@@ -91,7 +98,8 @@ def test_table() -> None:
     assert "All CPUs busy (2 busy processes)" in text
     assert "4e+03 (3.6e+03–4.4e+03)" in text
     assert "The host was busy" in text and "Left out, for want of memory" in text
-    assert "others' speed beside all threads against beside one: at least 0.95 in 0 of 2" in text
+    assert "others beside all threads against beside one: at least 0.95 in 2 of 2 cells" in text
+    assert "81% (80%–81%)" not in text and "80% (80%–81%)" in text
 
 
 def test_plot_and_earlier_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +118,8 @@ def test_plot_and_earlier_figures(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["--sizes", "0"],
         ["--sizes", ""],
         ["--repeats", "0"],
+        ["--seconds", "-1"],
+        ["--engine", "auto"],
         ["--page-size", "1G"],
     ],
 )
@@ -123,6 +133,17 @@ def test_bad_arguments(options: list[str], capsys: pytest.CaptureFixture[str]) -
 def test_one_node_is_not_enough() -> None:
     with pytest.raises(NodeError, match="two nodes"):
         run_load()
+
+
+@pytest.mark.skipif(why_not("checked") is not None, reason="no user engine here")
+def test_one_node_is_enough_for_the_user_engine() -> None:
+    how = {**quick(), "sizes": (64 << 10, 1 << 20), "loads": ("idle",), "repeats": 1}
+    figures = run_load(engine="user", **how)
+    assert [cell["bytes"] for cell in figures["cells"]] == [64 << 10, 1 << 20]
+    assert all(cell["ways"]["2"]["seconds"]["low"] > 0 for cell in figures["cells"])
+    stream = io.StringIO()
+    print_table(figures, Console(file=stream, width=220, soft_wrap=True))
+    assert "by the user engine, " in stream.getvalue()
 
 
 def test_spinners_count_and_end() -> None:

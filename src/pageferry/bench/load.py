@@ -2,44 +2,56 @@
 """Moves on a busy machine: what they take by one thread, by many, by the plan; what others lose.
 
 For each size of move and each number of busy processes beside it, all ways are measured in turn in
-every repeat, so that drift of the machine meets all of them alike. Ratios are taken inside one
-repeat; what is reported are medians, lowest and highest.
+every repeat, so that drift of the machine meets all of them alike. A sample of each way is the same
+number of moves. Ratios are taken inside one repeat; what is reported are medians, lowest and
+highest.
+
+Others are compared over windows of one length, in which the same was moved: who is done earlier
+leaves them the rest of the window undisturbed. How fast they run while a move runs is told, too.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NodeError, PageferryError
+from ..errors import NodeError
 from ..flags import MigrateMode
-from ..migrate import move
 from ..pages import PAGE_SIZE
 from ..topology import Topology, topology
+from ..user_engine import why_not
 from .machine import machine_facts
 from .memory import PageArray
+from .movers import Mover
 from .spinners import Spinners
 
 EXPERIMENT = "load"
 SIZES = (PAGE_SIZE, 64 << 10, 2 << 20, 16 << 20, 128 << 20, 1 << 30)
 #: Busy processes beside the move, as a share of the CPUs.
 LOADS = {"idle": 0.0, "half": 0.5, "all": 1.0, "twice": 2.0}
-REPEATS = 5
-#: A sample is so many seconds of moves to and fro, and at least one of each.
-SAMPLE_SECONDS = 0.1
+REPEATS = 9
+#: A sample is as many moves to and fro as one thread does in so many seconds, at least one of each.
+SAMPLE_SECONDS = 0.2
+ENGINES = ("kernel", "user")
+#: Shorter runs of pages the user engine leaves to the kernel engine.
+USER_SMALLEST = 64 << 10
 AUTO = "auto"
 _REST = "rest"
 _AIR = 160 << 20
+_MOST_ROUNDS = 10_000
 
 #: What has to be reached: the ratio, over which loads, and the least it may be.
 TARGETS: dict[str, tuple[str, tuple[str, ...], float]] = {
     "auto_best": ("auto against the best fixed number of threads", tuple(LOADS), 0.95),
     "auto_one": ("auto against one thread", tuple(LOADS), 0.97),
     "many_one": ("all threads against one, all CPUs busy", ("all", "twice"), 0.95),
-    "others": ("others' speed beside all threads against beside one", ("all", "twice"), 0.95),
+    "others": ("others beside all threads against beside one", ("all", "twice"), 0.95),
+    "others_auto": ("others beside auto against beside one thread", ("all", "twice"), 0.95),
 }
 
 Say = Callable[[str], None]
@@ -52,25 +64,34 @@ def run_load(
     page_size: int = PAGE_SIZE,
     repeats: int = REPEATS,
     seconds: float = SAMPLE_SECONDS,
+    engine: str = "kernel",
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Run the experiment between the first two nodes with memory; return figures ready for JSON.
 
-    Sizes that a node has no room for are left out, and named in ``left_out``. ``seconds`` is the
-    least length of one sample. Raises ``NodeError`` (ENODEV) on a machine with one node,
+    With ``engine="user"`` one node will do, whose pages get new places on it, and sizes begin at
+    64 KiB. Sizes that a node has no room for are left out, and named in ``left_out``. ``seconds``
+    is the least length of one sample by one thread. Raises ``NodeError`` (ENODEV) on a machine with
+    one node, ``NotPermittedError`` and ``UnsupportedError`` where there is no user engine,
     ``MemoryError`` when the kernel gives no pages of ``page_size``, and ``AssertionError`` should
     a byte be wrong afterwards.
     """
     machine = topology()
     nodes = machine.target_nodes[:2]
-    if len(nodes) < 2:
+    smallest = page_size
+    if engine == "user":
+        error = why_not("checked")
+        if error is not None:
+            raise error
+        smallest = max(page_size, USER_SMALLEST)
+    elif len(nodes) < 2:
         raise NodeError(
             errno.ENODEV,
             "the experiment needs two nodes with memory",
             "run it in a guest: pageferry bench load --lab always",
         )
     cpus = len(machine.allowed_cpus)
-    wanted = sorted({max(size, page_size) for size in sizes})
+    wanted = sorted({max(size, smallest) for size in sizes})
     room = min(machine.free(node) for node in nodes) - _AIR
     fitting = tuple(size for size in wanted if size <= room)
     if not fitting:
@@ -85,19 +106,14 @@ def run_load(
         with Spinners(spinners) as others:
             for size in fitting:
                 say(f"{load}, {spinners} busy processes: moves of {size >> 10} KiB")
-                mover = _Mover(array, size, nodes)
-                cells.append(
-                    {
-                        "load": load,
-                        "busy": spinners,
-                        "bytes": size,
-                        **_cell(mover, ways, others, repeats, seconds),
-                    }
-                )
+                mover = Mover(array.words[: size // 8], nodes, engine)
+                cell = _cell(mover, ways, others, repeats, seconds)
+                cells.append({"load": load, "busy": spinners, "bytes": size, **cell})
     array.check()
     return {
         "experiment": EXPERIMENT,
         "machine": machine_facts(),
+        "engine": engine,
         "nodes": list(nodes),
         "repeats": repeats,
         "page_size": page_size,
@@ -123,90 +139,99 @@ def _ways(machine: Topology) -> dict[str, dict[str, Any]]:
     return ways
 
 
-class _Mover:
-    """Moves the first bytes of an array, to one node and to the other in turn."""
+@dataclass(frozen=True)
+class Sample:
+    """What some moves by one way took, each: seconds of the caller, CPU seconds of all threads.
 
-    def __init__(self, array: PageArray, size: int, nodes: tuple[int, ...]) -> None:
-        self._words = array.words[: size // 8]
-        self._nodes = nodes
-        self._at = 0
-        move(self._words, nodes[0])
+    ``others``: turns a second of the busy processes meanwhile.
+    """
 
-    def moved(self, **how: Any) -> float:
-        """Move once; return the seconds that the caller waited."""
-        self._at = 1 - self._at
-        begun = time.perf_counter()
-        result = move(self._words, self._nodes[self._at], **how)
-        seconds = time.perf_counter() - begun
-        if not result.complete:
-            raise PageferryError(errno.EBUSY, f"not all pages moved: {dict(result.failed)}")
-        return seconds
+    seconds: float
+    cpu_seconds: float
+    others: float
 
 
 def _cell(
-    mover: _Mover, ways: dict[str, dict[str, Any]], others: Spinners, repeats: int, seconds: float
+    mover: Mover, ways: dict[str, dict[str, Any]], others: Spinners, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    speeds: dict[str, list[float]] = {name: [] for name in (*ways, _REST)}
-    order = list(speeds)
-    for repeat in range(-1, repeats):
+    one, *_ = ways.values()
+    for how in ways.values():  # a warm-up
+        _sample(mover, how, others, 1)
+    took = _sample(mover, one, others, 1).seconds
+    rounds = min(max(math.ceil(seconds / (2 * took)), 1), _MOST_ROUNDS)
+    taken: dict[str, list[Sample]] = {name: [] for name in ways}
+    rest: list[float] = []
+    order = [*ways, _REST]
+    for _ in range(repeats):
         for name in order:
-            times, speed = _sample(mover, ways.get(name), others, seconds if repeat >= 0 else 0)
-            if repeat < 0:
-                continue  # a warm-up
-            speeds[name].append(speed)
-            if times:
-                taken[name].append(statistics.mean(times))
+            if name == _REST:
+                rest.append(_at_rest(others, seconds))
+            else:
+                taken[name].append(_sample(mover, ways[name], others, rounds))
         order.append(order.pop(0))  # nobody always goes first
-    return summary(taken, speeds)
+    return {"moves": 2 * rounds, **summary(taken, rest)}
 
 
-def _sample(
-    mover: _Mover, how: dict[str, Any] | None, others: Spinners, seconds: float
-) -> tuple[list[float], float]:
-    """Move to and fro for ``seconds``, or rest; return the times, and others' turns a second."""
-    times: list[float] = []
+def _sample(mover: Mover, how: dict[str, Any], others: Spinners, rounds: int) -> Sample:
+    """Move to and fro so many times."""
+    turns, cpu_begun, begun = others.turns, time.process_time(), time.perf_counter()
+    for _ in range(2 * rounds):
+        mover.moved(**how)
+    passed, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
+    moves = 2 * rounds
+    return Sample(passed / moves, cpu / moves, (others.turns - turns) / passed)
+
+
+def _at_rest(others: Spinners, seconds: float) -> float:
+    """Let the others run undisturbed; return their turns a second."""
     turns, begun = others.turns, time.perf_counter()
-    if how is None:
-        time.sleep(seconds)
-    else:
-        while not times or time.perf_counter() - begun < seconds:
-            times += [mover.moved(**how), mover.moved(**how)]
-    passed = time.perf_counter() - begun
-    return times, (others.turns - turns) / passed if passed else 0.0
+    time.sleep(seconds)
+    return (others.turns - turns) / (time.perf_counter() - begun)
 
 
-def summary(taken: dict[str, list[float]], speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Return one cell from its samples: seconds of a move by way, and others' turns a second.
+def summary(taken: dict[str, list[Sample]], rest: list[float]) -> dict[str, Any]:
+    """Return one cell from its samples by way, and from others' turns a second at rest.
 
     ``others`` of a way is their speed beside its moves as a share of their speed at rest, None
-    when there are no others. Ratios are above 1 where the first named is quicker.
+    when there are no others. Ratios are above 1 where the first named is quicker; those of others
+    are of what they got done in windows as long as the longer of both moves.
     """
     fixed = [name for name in taken if name != AUTO]
     one, many = fixed[0], fixed[-1]
-    best = min(fixed, key=lambda name: statistics.median(taken[name]))
-    busy = any(speeds[_REST])
-    shares = {
-        name: [a / b for a, b in zip(speeds[name], speeds[_REST], strict=True) if b]
-        for name in taken
-    }
+    seconds = {name: [sample.seconds for sample in taken[name]] for name in taken}
+    best = min(fixed, key=lambda name: statistics.median(seconds[name]))
+    busy = all(rest)
     return {
         "ways": {
             name: {
-                "seconds": _spread(taken[name]),
-                "others": _spread(shares[name]) if busy else None,
-                "samples": taken[name],
+                "seconds": _spread(seconds[name]),
+                "cpu_seconds": _spread([sample.cpu_seconds for sample in taken[name]]),
+                "others": _spread([s.others / r for s, r in zip(taken[name], rest, strict=True)])
+                if busy
+                else None,
+                "samples": seconds[name],
             }
             for name in taken
         },
         "best": best,
         "ratios": {
-            "auto_best": _ratio(taken[best], taken[AUTO]),
-            "auto_one": _ratio(taken[one], taken[AUTO]),
-            "many_one": _ratio(taken[one], taken[many]),
-            "others": _ratio(shares[many], shares[one]) if busy else None,
+            "auto_best": _ratio(seconds[best], seconds[AUTO]),
+            "auto_one": _ratio(seconds[one], seconds[AUTO]),
+            "many_one": _ratio(seconds[one], seconds[many]),
+            "others": _equal_windows(taken[many], taken[one], rest) if busy else None,
+            "others_auto": _equal_windows(taken[AUTO], taken[one], rest) if busy else None,
         },
     }
+
+
+def _equal_windows(a: list[Sample], b: list[Sample], rest: list[float]) -> dict[str, float]:
+    """Return what others got done beside ``a`` against beside ``b``, each of the same moves."""
+    ratios = []
+    for left, right, speed in zip(a, b, rest, strict=True):
+        window = max(left.seconds, right.seconds)
+        done = [s.others * s.seconds + speed * (window - s.seconds) for s in (left, right)]
+        ratios.append(done[0] / done[1])
+    return _spread(ratios)
 
 
 def _spread(samples: list[float]) -> dict[str, float]:

@@ -27,10 +27,11 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
     facts = figures["machine"]
     out.print(f"[bold]{describe(facts)}[/bold]")
     out.print(
-        f"Milliseconds of one move of {size(figures['page_size'])} pages, node "
-        f"{figures['nodes'][0]} and {figures['nodes'][1]} in turn: median (lowest–highest) of "
-        f"{figures['repeats']} repeats, alternated. others: speed of the busy processes "
-        "meanwhile, 100 % without moves. Ratios above 1: the first named is quicker."
+        f"Milliseconds of one move of {size(figures['page_size'])} pages by the "
+        f"{figures['engine']} engine, {_where(figures['nodes'])}: median (lowest–highest) of "
+        f"{figures['repeats']} repeats, alternated. Ratios above 1: the first named is quicker. "
+        "others: speed of the busy processes while a move runs, 100 % without moves; their ratio "
+        "is of what they get done in windows as long as the longer of both moves."
     )
     for note in notes(figures):
         out.print(note)
@@ -38,20 +39,12 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
     for load in dict.fromkeys(cell["load"] for cell in figures["cells"]):
         cells = [cell for cell in figures["cells"] if cell["load"] == load]
         out.print(f"\n[bold]{_WORDS[load]}[/bold] ({cells[0]['busy']} busy processes)")
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        headings = [
-            "size",
-            *(_way(name) for name in ways),
-            "auto/best",
-            "auto/one",
-            "all/one",
-            *(f"others, {_way(name)}" for name in (ways[0], ways[-2], AUTO) if cells[0]["busy"]),
-        ]
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for cell in cells:
-            table.add_row(*_row(cell, ways))
-        out.print(table)
+        headings = [*(_way(name) for name in ways), "auto/best", "auto/one", "all/one"]
+        out.print(_table(headings, [_row(cell, ways) for cell in cells]))
+        if cells[0]["busy"]:
+            shown = (ways[0], ways[-2], AUTO)
+            headings = [f"others, {_way(name)}" for name in shown] + ["all/one", "auto/one"]
+            out.print(_table(headings, [_row_of_others(cell, shown) for cell in cells]))
     out.print()
     for target in figures["targets"]:
         at = target["worst_at"]
@@ -63,18 +56,41 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         )
 
 
+def _table(headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ["size", *headings]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _row(cell: dict[str, Any], ways: list[str]) -> list[str]:
     row = [size(cell["bytes"])]
     for name in ways:
         seconds = cell["ways"][name]["seconds"]
         low, middle, high = (f"{seconds[k] * 1e3:.3g}" for k in ("low", "median", "high"))
         row.append(f"{middle} ({low}–{high})")
-    row += [
-        f"{cell['ratios'][name]['median']:.2f}" for name in ("auto_best", "auto_one", "many_one")
+    return row + [_with_spread(cell["ratios"][n]) for n in ("auto_best", "auto_one", "many_one")]
+
+
+def _row_of_others(cell: dict[str, Any], ways: tuple[str, ...]) -> list[str]:
+    speeds = [cell["ways"][name]["others"] for name in ways]
+    return [
+        size(cell["bytes"]),
+        *(f"{s['median']:.0%} ({s['low']:.0%}–{s['high']:.0%})" for s in speeds),
+        *(_with_spread(cell["ratios"][name]) for name in ("others", "others_auto")),
     ]
-    if cell["busy"]:
-        row += [f"{cell['ways'][n]['others']['median']:.0%}" for n in (ways[0], ways[-2], AUTO)]
-    return row
+
+
+def _with_spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+
+
+def _where(nodes: list[int]) -> str:
+    if len(nodes) == 1:
+        return f"to new places on node {nodes[0]}"
+    return f"node {nodes[0]} and {nodes[1]} in turn"
 
 
 def _way(name: str) -> str:
@@ -146,8 +162,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     axes[1][0].set_ylim(0, 115)
     axes[0][-1].legend(frameon=False, fontsize=8)
     drawn.suptitle(
-        f"Moves of {size(figures['page_size'])} pages on a busy machine\n"
-        + describe(figures["machine"]),
+        f"Moves of {size(figures['page_size'])} pages by the {figures['engine']} engine on a busy "
+        "machine\n" + describe(figures["machine"]),
         fontsize=10,
         x=0.02,
         ha="left",

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from ... import console
-from ...bench.load import LOADS, REPEATS, SIZES, quick, run_load
+from ...bench.load import ENGINES, LOADS, REPEATS, SAMPLE_SECONDS, SIZES, quick, run_load
 from ...bench.load_report import plot, print_table
 from ...bench.memory import HUGE
 from ...pages import PAGE_SIZE
@@ -35,7 +35,14 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         description="Move memory of several sizes between two nodes by one thread, by more, and "
         "by as many as the planner chooses, beside processes that keep the CPUs busy; show how "
         "long the caller waits and how much slower the others get.",
-        epilog="With fewer than two memory nodes here it runs in the lab guest.",
+        epilog="With fewer than two memory nodes here it runs in the lab guest; the user engine "
+        "runs here, where it gives pages new places on the node that they are on.",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="kernel",
+        help="which engine is to move (default: %(default)s)",
     )
     parser.add_argument("--repeats", type=count, help=f"default: {REPEATS}")
     parser.add_argument(
@@ -52,6 +59,11 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--page-size", choices=tuple(_PAGES), default="4K", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=arguments.seconds,
+        help=f"the least length of a sample by one thread (default: {SAMPLE_SECONDS})",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one size, two loads, two repeats: a few seconds"
@@ -84,8 +96,9 @@ def _run(args: argparse.Namespace) -> int:
     check_output(args)
     if args.from_json:
         figures = earlier(args.from_json, "load")
-    elif wants_guest(args):
-        options = ["--page-size", args.page_size]
+    elif args.lab == "always" or (args.engine == "kernel" and wants_guest(args)):
+        options = ["--page-size", args.page_size, "--engine", args.engine]
+        options += ["--seconds", str(args.seconds)] if args.seconds else []
         options += ["--quick"] if args.quick else []
         options += ["--repeats", str(args.repeats)] if args.repeats else []
         options += ["--sizes", ",".join(map(str, args.sizes))] if args.sizes else []
@@ -95,11 +108,11 @@ def _run(args: argparse.Namespace) -> int:
         how = quick() if args.quick else {}
         how |= {
             name: value
-            for name in ("sizes", "loads", "repeats")
+            for name in ("sizes", "loads", "repeats", "seconds")
             if (value := getattr(args, name)) is not None
         }
         try:
-            figures = run_load(page_size=_PAGES[args.page_size], say=say, **how)
+            figures = run_load(page_size=_PAGES[args.page_size], engine=args.engine, say=say, **how)
         except MemoryError as error:
             console.complain(str(error))
             return 1
