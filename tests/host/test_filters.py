@@ -8,6 +8,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def pid() -> Iterator[int]:
     )
     assert process.stdout is not None
     process.stdout.readline()
+    # Until it waits for its input, it may map another page of its libraries at any time.
+    waiting = Path(f"/proc/{process.pid}/syscall")
+    while waiting.read_text().split()[1:2] != ["0x0"]:  # a call with descriptor 0
+        assert process.poll() is None
+        time.sleep(0.01)
     yield process.pid
     process.communicate(b"\n")
     assert process.returncode == 0
