@@ -68,6 +68,16 @@ def test_topologies_know_their_nodes() -> None:
         topology.qemu_arguments(after_a_hole, memory=1 << 30, cpus=2, cpu_model="max")
 
 
+def test_memory_that_can_be_plugged_comes_in_whole_blocks() -> None:
+    shape = lab.TOPOLOGIES["hot-plug"]
+    given, needed = topology.qemu_arguments(shape, memory=256 << 20, cpus=2, cpu_model="max")
+    assert given[given.index("-m") + 1] == "512M,slots=1,maxmem=768M"
+    assert "pc-dimm,id=dimm2,memdev=memory2,node=2" in given
+    assert needed == ["memhp_default_state=online_movable"]
+    with pytest.raises(lab.LabError, match="multiple of 128M"):
+        topology.qemu_arguments(shape, memory=192 << 20, cpus=2, cpu_model="max")
+
+
 def test_the_mark_ends_a_stream_wherever_it_is_cut() -> None:
     mark = b"aab"
     chance = random.Random(1)

@@ -68,6 +68,7 @@ def test_a_command_finds_what_it_has_on_the_host(tmp_path: Path) -> None:
         ("memory-only", "stock", "0-1", "0-1", "0", "10 30"),
         ("memoryless", "stock", "0-2", "0,2", "0-2", "10 20 20"),
         ("sparse", "stock-6.1", "0,2", "0,2", "0", "10 20"),
+        ("hot-plug", "stock", "0-2", "0-2", "0-1", "10 20 20"),
     ],
 )
 def test_topologies(

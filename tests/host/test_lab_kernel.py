@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pageferry import lab
-from pageferry.lab import cache, kernel_build, kernel_source
+from pageferry.lab import cache, kernel_build, kernel_module, kernel_source
 from pageferry.lab.kernel_source import Source, patched_tree
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +171,45 @@ def test_a_build_that_fails_says_what_make_said(ours: Path, source: Source) -> N
     with pytest.raises(lab.LabError, match=r"(?s)no good.*setup_kernel"):
         lab.build("patched", directory=ours, notify=lambda line: None)
     makefile.write_text(MAKEFILE)
+
+
+@pytest.fixture
+def module(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources of a live module that "builds" by being copied; the headers are there."""
+    (tmp_path / "headers/6.12.7/build").mkdir(parents=True)
+    (tmp_path / "headers/6.12.7/build/Makefile").touch()
+    monkeypatch.setattr(kernel_module, "_HEADERS", tmp_path / "headers")
+    directory = ours / "module"
+    directory.mkdir()
+    (directory / "Kbuild").touch()
+    (directory / "Makefile").write_text("all:\n\tcat pageferry_mt.c > pageferry_mt.ko\n")
+    (directory / "pageferry_mt.c").write_text("first")
+    return directory
+
+
+def test_the_live_module_is_loaded_last_and_built_when_it_changed(
+    module: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    stock = lab.Kernel(tmp_path / "vmlinux", (tmp_path / "9p.ko",), "6.12.7", "stock")
+
+    def build() -> lab.Kernel:
+        return kernel_module.with_module(stock, directory=module.parent, notify=told.append)
+
+    kernel = build()
+    assert kernel.modules[0] == tmp_path / "9p.ko" and len(kernel.modules) == 2
+    assert kernel.modules[1].read_text() == "first" and kernel.release == "6.12.7"
+    assert build() == kernel and len(told) == 1
+    (module / "pageferry_mt.c").write_text("second")
+    assert build().modules[1].read_text() == "second" and len(told) == 2
+
+
+def test_a_live_module_that_cannot_be_built_says_why(module: Path) -> None:
+    with pytest.raises(lab.LabError, match=r"apt-get install linux-headers-6\.13\.0"):
+        kernel_module.build_module("6.13.0", directory=module.parent, notify=str)
+    (module / "Makefile").write_text("all:\n\techo this and that; false\n")
+    with pytest.raises(lab.LabError, match=r"(?s)does not build.*this and that"):
+        kernel_module.build_module("6.12.7", directory=module.parent, notify=str)
 
 
 def test_where_the_patches_are(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

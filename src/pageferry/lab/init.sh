@@ -58,6 +58,14 @@ fi
 while read -r module; do
     insmod "/modules/$module" || echo "pageferry: cannot load $module" >/dev/console
 done </modules/order
+# A livepatch is in force once every task has left what it replaces: a second or two.
+for file in /sys/kernel/livepatch/*/transition; do
+    tries=0
+    while [ "$(cat "$file" 2>/dev/null)" = 1 ] && [ $tries -lt 600 ]; do
+        usleep 100000
+        tries=$((tries + 1))
+    done
+done
 
 device=$(port pageferry.control) || fail "no virtio port named pageferry.control"
 exec 3<>"$device"

@@ -26,6 +26,8 @@ STOCK_PACKAGES = {
     "stock": re.compile(r"linux-image-6\.12\.[^-]+-amd64-unsigned"),
     "stock-6.1": re.compile(r"linux-image-6\.1\.[^-]+-[0-9]+-amd64-unsigned"),
 }
+#: The stock kernel with the live module of ``kernel/module``.
+WITH_MODULE = "stock+module"
 # Needed to see the host's files in the guest; what they depend on is added.
 MODULES = ("9pnet_virtio", "9p", "overlay", "virtio_pci", "virtio_console")
 
@@ -56,19 +58,24 @@ def find_kernel(
 ) -> Kernel:
     """Return a kernel by name, fetched or built if need be, or one at a path.
 
-    The names are ``stock`` and ``stock-6.1``, of the distribution, and those of
-    ``kernel_build.RECIPES``: ``patched``, ``vanilla`` and ``patched-debug``.
+    The names are ``stock`` and ``stock-6.1``, of the distribution; ``stock+module``, the former
+    with the live module; and those of ``kernel_build.RECIPES``: ``patched``, ``vanilla`` and
+    ``patched-debug``.
 
     ``modules`` is a directory with the ``.ko`` files that a kernel at a path needs for 9p;
     without it the kernel must have 9p, virtio and overlayfs built in. ``notify`` is told,
     in a line, what takes long. Raises LabError when there is no such kernel.
     """
-    from .kernel_build import RECIPES, build  # which needs this module
+    from .kernel_build import RECIPES, build  # which needs this module, and so does the next
+    from .kernel_module import with_module
 
+    tell = notify or (lambda line: None)
+    if name == WITH_MODULE:
+        return with_module(find_kernel("stock", notify=notify), notify=tell)
     if name in STOCK_PACKAGES:
         return cached(name) or fetch(name, notify=notify)
     if name in RECIPES:
-        return build(name, notify=notify or (lambda line: None))
+        return build(name, notify=tell)
     image = Path(name)
     try:
         with image.open("rb") as file:
@@ -77,7 +84,8 @@ def find_kernel(
         raise LabError(
             error.errno or errno.EIO,
             f"cannot read the kernel {name}",
-            f"give the path of a bzImage, or one of {', '.join([*STOCK_PACKAGES, *RECIPES])}",
+            "give the path of a bzImage, or one of "
+            + ", ".join([*STOCK_PACKAGES, WITH_MODULE, *RECIPES]),
         ) from error
     if head[:4] != b"\x7fELF" and head[0x202:0x206] != b"HdrS":
         raise LabError(

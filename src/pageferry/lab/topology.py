@@ -13,6 +13,8 @@ from .errors import LabError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SMALLEST_NODE = 64 << 20
+#: What Linux takes offline at once on a machine with less than 64 GiB.
+MEMORY_BLOCK = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Node:
     """One NUMA node of a guest.
 
     A node with neither memory nor CPUs is known to the guest's firmware but never online:
-    it leaves a hole in the node ids. The nodes after a hole cannot have CPUs.
+    it leaves a hole in the node ids. The nodes after a hole cannot have CPUs. The memory of a node
+    that is ``pluggable`` is on a module that can be taken out: its blocks can be taken offline.
     """
 
     memory: bool = True
     cpus: bool = True
+    pluggable: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ TOPOLOGIES: Mapping[str, Topology] = MappingProxyType(
                 (Node(), Node(cpus=False)),
                 distance=30,
                 tiers=True,
+            ),
+            Topology(
+                "hot-plug",
+                "two nodes with memory and CPUs, and node 2 of memory that can be taken offline, "
+                "in steps of 128M",
+                (Node(), Node(), Node(cpus=False, pluggable=True)),
             ),
             Topology(
                 "memoryless",
@@ -156,15 +166,29 @@ def qemu_arguments(
     sockets += holes
 
     machine = "q35,hmat=on" if topology.tiers else "q35"
-    total = memory * len(topology.with_memory)
-    arguments = ["-M", machine, "-m", f"{total >> 20}M"]
+    pluggable = [node for node, has in enumerate(topology.nodes) if has.pluggable]
+    total = memory * (len(topology.with_memory) - len(pluggable)) >> 20
+    size = f"{total}M"
+    if pluggable:
+        if memory % MEMORY_BLOCK:
+            raise LabError(
+                errno.EINVAL,
+                f"a node of {memory >> 20}M cannot be plugged in",
+                f"give a multiple of {MEMORY_BLOCK >> 20}M",
+            )
+        size += f",slots={len(pluggable)},maxmem={total + len(pluggable) * (memory >> 20)}M"
+    arguments = ["-M", machine, "-m", size]
     smp = f"{present},sockets={len(sockets)},cores={cores},threads=1"
     arguments += ["-cpu", cpu_model, "-smp", f"{smp},maxcpus={len(sockets) * cores}"]
     for node, has in enumerate(topology.nodes):
         spec = f"node,nodeid={node}"
         if has.memory:
             arguments += ["-object", f"memory-backend-ram,id=memory{node},size={memory}"]
-            spec += f",memdev=memory{node}"
+            if has.pluggable:
+                module = f"pc-dimm,id=dimm{node},memdev=memory{node},node={node}"
+                arguments += ["-device", module]
+            else:
+                spec += f",memdev=memory{node}"
         if topology.tiers and not share[node]:
             spec += f",initiator={topology.with_cpus[0]}"
         arguments += ["-numa", spec]
@@ -176,7 +200,11 @@ def qemu_arguments(
     if topology.tiers:
         arguments += _memory_attributes(topology)
     # Without this limit Linux brings the node of a CPU online that may be plugged in later.
-    return arguments, [f"possible_cpus={present}"] if holes else []
+    needed = [f"possible_cpus={present}"] if holes else []
+    # In a zone for movable pages only, or no block of it can be taken offline.
+    if pluggable:
+        needed.append("memhp_default_state=online_movable")
+    return arguments, needed
 
 
 def _memory_attributes(topology: Topology) -> list[str]:
