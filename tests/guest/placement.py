@@ -54,14 +54,14 @@ def on(*nodes: int) -> Iterator[None]:
 
 
 class Memory(PageArray):
-    """A ``PageArray`` on ``node``, of any kind of memory."""
+    """A ``PageArray`` on ``node``, of any kind of memory; "64K" are folios of base pages."""
 
     KINDS = ("base", "thp", "hugetlb", "shm", "file")
 
     def __init__(self, kind: str, size: int, node: int | None = None) -> None:
         gc.collect()  # memory of earlier tests, with which the kernel would merge this
         self.kind = kind
-        self.unit = HUGE if kind in ("thp", "hugetlb") else PAGE
+        self.unit = {"thp": HUGE, "hugetlb": HUGE, "64K": 64 << 10}.get(kind, PAGE)
         if node is None:
             self._make(kind, size)
         else:
@@ -69,12 +69,10 @@ class Memory(PageArray):
                 self._make(kind, size)
 
     def _make(self, kind: str, size: int) -> None:
-        if kind in ("base", "thp"):
-            super().__init__(size // self.unit, self.unit)
+        if kind not in ("shm", "file"):
+            super().__init__(size // self.unit, self.unit, hugetlb=kind == "hugetlb")
             return
-        if kind == "hugetlb":
-            self._map = mmap.mmap(-1, size, flags=PRIVATE | MAP_HUGETLB)
-        elif kind == "shm":
+        if kind == "shm":
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         else:
             with tempfile.TemporaryFile() as file:
@@ -82,10 +80,7 @@ class Memory(PageArray):
                 self._map = mmap.mmap(file.fileno(), size)
         self.page_size = self.unit
         self.bytes = size
-        self.words = np.frombuffer(self._map, np.uint64)
-        self.address = int(self.words.ctypes.data)
-        for first in range(0, len(self.words), 1 << 20):
-            self.words[first : first + (1 << 20)] = self._expected(first)
+        self._fill(np.frombuffer(self._map, np.uint8))
 
     @property
     def report_kind(self) -> str:

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from pageferry import cli
 from pageferry.bench.call import run_call
 from pageferry.bench.machine import OtherLoad
 from pageferry.bench.memory import HUGE, Child, PageArray
 from pageferry.bench.published import SERIES, published
 from pageferry.bench.series import PLAIN, _powers_of_two, _summary, merge, run_series
 from pageferry.bench.series_report import plot, print_table, published_figures
+from pageferry.commands.bench import series as command
 from pageferry.errors import NodeError
 from pageferry.locate import locate
 from pageferry.topology import topology
@@ -120,6 +122,44 @@ def test_kernels_in_one_table():
     print_table(both, Console(file=text, width=200, soft_wrap=True))
     assert "patched: Linux 6.12, a guest of its own" in text.getvalue()
     assert text.getvalue().count("Moved 100000 normal pages") == 4
+
+
+def test_kinds_of_pages_that_the_series_did_not_measure(tmp_path):
+    more = figures()
+    more["cases"] += [
+        more["cases"][0] | {"word": "64K", "page_size": 65536},
+        more["cases"][0] | {"word": "hugetlb", "page_size": HUGE},
+    ]
+    more["machine"] |= {"host_cpus": 1, "host_other_load": 0}
+    text = io.StringIO()
+    print_table(more, Console(file=text, width=200, soft_wrap=True))
+    assert "100000 64K pages" in text.getvalue() and "100000 hugetlb pages" in text.getvalue()
+    assert text.getvalue().count("  2017: ") == len(published_figures(4096))
+    assert "no number of threads can gain more than 1 do" in text.getvalue()
+    plot(more, tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], [("normal", 100000), ("huge", 195)]),
+        (["--pages", "512", "3", "--kinds", "huge,64K"], [("64K", 96), ("huge", 3)]),
+        (["--mib", "8", "--kinds", "hugetlb,normal"], [("normal", 2048), ("hugetlb", 4)]),
+    ],
+)
+def test_which_cases_are_measured(words, expected):
+    args = cli.build_parser().parse_args(["bench", "series", *words])
+    assert [(case.word, case.pages) for case in command._cases(args)] == expected
+
+
+def test_what_guests_after_the_first_are_told():
+    args = cli.build_parser().parse_args(["bench", "series", "--kernel", "all"])
+    assert args.kernel == ("stock", "stock+module", "patched")
+    args.user_engine = True
+    assert "--user-engine" in command._options(args, first=True)
+    assert "--calls-only" not in command._options(args, first=True)
+    later = command._options(args, first=False)
+    assert {"--calls-only", "--no-migratepages"} <= set(later) and "--user-engine" not in later
 
 
 def test_plot_is_a_picture_with_ink(tmp_path):

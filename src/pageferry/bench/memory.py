@@ -7,14 +7,21 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from ..locate import locate
 
 HUGE = 2 << 20
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_MAP_HUGETLB = 0x40000
+_POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages"
+_THP = Path("/sys/kernel/mm/transparent_hugepage")
 _CHUNK = 1 << 20  # words compared at a time
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -23,33 +30,57 @@ class PageArray:
     """Private anonymous memory of ``pages`` pages of ``page_size`` bytes, written to.
 
     4 KiB pages are kept from becoming huge (MADV_NOHUGEPAGE), 2 MiB ones are transparent huge
-    pages. Every word holds a value that depends on its place, so that ``check`` finds a lost, torn
-    or swapped page. Raises ``MemoryError`` when the kernel does not give that size of page.
+    pages, or of hugetlb's pool with ``hugetlb``. Sizes between are folios of base pages (mTHP,
+    Linux 6.10), for which root changes the machine's setting until they are there. Every word
+    holds a value that depends on its place, so that ``check`` finds a lost, torn or swapped page.
+    Raises ``MemoryError`` when the kernel does not give that size of page.
     """
 
-    def __init__(self, pages: int, page_size: int) -> None:
+    def __init__(self, pages: int, page_size: int, *, hugetlb: bool = False) -> None:
         self.page_size = page_size
         self.bytes = pages * page_size
-        huge = page_size != mmap.PAGESIZE
-        self._map = mmap.mmap(
-            -1,
-            self.bytes + (HUGE if huge else 0),
-            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-        )
-        whole = np.frombuffer(self._map, np.uint8)
-        skip = -whole.ctypes.data % HUGE if huge else 0
-        self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-        self.words = whole[skip : skip + self.bytes].view(np.uint64)
-        for first in range(0, len(self.words), _CHUNK):
-            self.words[first : first + _CHUNK] = self._expected(first)
-        self.address = int(self.words.ctypes.data)
-        kind = "thp" if huge else "base"
-        got = locate(self.words).by_kind(kind)
-        if got != self.bytes:
+        if page_size not in (mmap.PAGESIZE, HUGE):
+            with _only_folios_of(page_size) as given:
+                self._map_and_fill()
+            # Or khugepaged would make huge pages of them.
+            self._map.madvise(mmap.MADV_NOHUGEPAGE)
+            kind, got = f"{page_size >> 10} KiB", given() * page_size
+        else:
+            kind = "base" if page_size == mmap.PAGESIZE else "hugetlb" if hugetlb else "thp"
+            if hugetlb:
+                self._map_of_the_pool()
+            else:
+                self._map_and_fill()
+            got = locate(self.words).by_kind(kind)
+        if got < self.bytes:
             raise MemoryError(
                 f"the kernel gave {got} of {self.bytes} bytes in {kind} pages; is THP enabled "
                 "(/sys/kernel/mm/transparent_hugepage/enabled), and enough memory free?"
             )
+
+    def _map_of_the_pool(self) -> None:
+        try:
+            self._map = mmap.mmap(-1, self.bytes, flags=_PRIVATE | _MAP_HUGETLB)
+        except OSError as error:
+            raise MemoryError(
+                f"hugetlb's pool has no {self.bytes >> 20} MiB left ({error.strerror}); write to "
+                "/sys/devices/system/node/node*/hugepages/hugepages-2048kB/nr_hugepages"
+            ) from None
+        self._fill(np.frombuffer(self._map, np.uint8))
+
+    def _map_and_fill(self) -> None:
+        base = self.page_size == mmap.PAGESIZE
+        self._map = mmap.mmap(-1, self.bytes + (0 if base else HUGE), flags=_PRIVATE)
+        whole = np.frombuffer(self._map, np.uint8)
+        skip = 0 if base else -whole.ctypes.data % HUGE
+        self._map.madvise(mmap.MADV_NOHUGEPAGE if base else mmap.MADV_HUGEPAGE)
+        self._fill(whole[skip : skip + self.bytes])
+
+    def _fill(self, area: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        self.words = area.view(np.uint64)
+        for first in range(0, len(self.words), _CHUNK):
+            self.words[first : first + _CHUNK] = self._expected(first)
+        self.address = int(self.words.ctypes.data)
 
     def keep_from_children(self) -> None:
         """Children forked from now on do not have it: what is shared does not move."""
@@ -75,6 +106,56 @@ class PageArray:
             if len(wrong):
                 at = self.address + (first + int(wrong[0])) * 8
                 raise AssertionError(f"{len(wrong)} words are damaged, the first at {at:#x}")
+
+
+@contextmanager
+def _only_folios_of(size: int) -> Iterator[Callable[[], int]]:
+    """Have MADV_HUGEPAGE give folios of ``size`` bytes; yields how many were given since.
+
+    Raises ``MemoryError`` where the kernel has no folios of that size, or not for this user.
+    """
+    wanted = {f"hugepages-{HUGE >> 10}kB": "never", f"hugepages-{size >> 10}kB": "madvise"}
+    files = {_THP / name / "enabled": value for name, value in wanted.items()}
+    given = _THP / f"hugepages-{size >> 10}kB/stats/anon_fault_alloc"
+    try:
+        before = {file: file.read_text().split("[")[1].split("]")[0] for file in files}
+        began = int(given.read_text())
+        for file, value in files.items():
+            file.write_text(value)
+    except OSError as error:
+        raise MemoryError(
+            f"no folios of {size >> 10} KiB here: {error.filename}: {error.strerror}; "
+            "they take Linux 6.10 and root"
+        ) from None
+    try:
+        yield lambda: int(given.read_text()) - began
+    finally:
+        for file, value in before.items():
+            file.write_text(value)
+
+
+@contextmanager
+def hugetlb_pool(nodes: Iterable[int], pages: int) -> Iterator[None]:
+    """Have at least so many free hugetlb pages of 2 MiB on each node; as before afterwards.
+
+    Raises ``MemoryError`` where there is no pool, or this user may not change it.
+    """
+    files = [Path(_POOL.format(node)) for node in nodes]
+    try:
+        before = [int(file.read_text()) for file in files]
+        for file, count in zip(files, before, strict=True):
+            file.write_text(str(count + pages))
+            if int(file.read_text()) < count + pages:
+                raise MemoryError(f"{file}: {pages} more pages are not to be had in one piece")
+    except OSError as error:
+        raise MemoryError(
+            f"no pool of hugetlb pages: {error.filename}: {error.strerror}; it takes root"
+        ) from None
+    try:
+        yield
+    finally:
+        for file, count in zip(files, before, strict=True):
+            file.write_text(str(count))
 
 
 class Child:

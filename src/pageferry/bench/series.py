@@ -3,7 +3,8 @@
 
 Ways to move the same pages are measured in turn, there and back summed, repeated after a
 warm-up, so that drift of the machine meets all of them alike. Ratios are taken inside one
-repeat, against one plain ``move_pages`` call.
+repeat, against one plain ``move_pages`` call. Folios of 64 KiB and hugetlb pages can be moved so,
+too, which the series did not measure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,12 +30,44 @@ from ..syscalls import kernel_has_mt
 from ..topology import topology
 from ..user_engine import why_not
 from .machine import machine_facts
-from .memory import HUGE, Child, PageArray
+from .memory import HUGE, Child, PageArray, hugetlb_pool
 
-#: Page size in bytes, pages, and the series' own word for them.
-CASES = ((4096, 100000, "normal"), (HUGE, 195, "huge"))
+
+class Case(NamedTuple):
+    """So many pages of a size, with the word for them in the table, the series' own for its two."""
+
+    page_size: int
+    pages: int
+    word: str
+
+    @property
+    def hugetlb(self) -> bool:
+        """Whether the pages are of hugetlb's pool."""
+        return self.word == HUGETLB
+
+    @property
+    def published(self) -> bool:
+        """Whether the series has measured it."""
+        return self.word in (case.word for case in CASES)
+
+
+class Ways(NamedTuple):
+    """What is compared with a plain call besides what the kernel itself can do with threads."""
+
+    pageferry: bool = True
+    user_engine: bool = False
+    migratepages: bool = True
+
+
+DEFAULT_WAYS = Ways()
+HUGETLB = "hugetlb"
+CASES = (Case(4096, 100000, "normal"), Case(HUGE, 195, "huge"))
+#: What ``--kernel all`` moves, all of one size in bytes.
+KINDS = (Case(4096, 1, "normal"), Case(64 << 10, 1, "64K"), Case(HUGE, 1, "huge"),
+         Case(HUGE, 1, HUGETLB))  # fmt: skip
+_TUNABLE = Path("/proc/sys/vm/mt_page_copy")
+_KERNEL_THREADS = Path("/proc/sys/vm/mt_page_copy_threads")
 PLAIN = "plain move_pages"
-PLAIN_MT = f"{PLAIN}, MPOL_MF_MOVE_MT"
 MIGRATEPAGES = "migratepages"
 EXPERIMENT = "series"
 
@@ -44,8 +79,8 @@ def run_series(
     *,
     repeats: int = 7,
     threads: tuple[int, ...] = (),
-    cases: tuple[tuple[int, int, str], ...] = CASES,
-    user_engine: bool = False,
+    cases: tuple[Case, ...] = CASES,
+    others: Ways = DEFAULT_WAYS,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run the experiment on this machine and return its figures, ready for JSON.
@@ -55,8 +90,10 @@ def run_series(
     fewer than two memory nodes, ``MemoryError`` when they are too full, and ``AssertionError``
     should a single byte be wrong afterwards. The way "plain move_pages × N" is N bare calls on N
     threads: what several threads can gain here at all, without any work around the calls. Where the
-    kernel takes MPOL_MF_MOVE_MT, one plain call with it is another way, and with ``user_engine``,
-    where this process may use it, that is.
+    kernel copies with several threads itself, on request (MPOL_MF_MOVE_MT) or by
+    ``vm.mt_page_copy``, one plain call with each number of them is another way, and takes root.
+    ``others`` are left out by request; the user engine is for base and huge pages, and
+    ``migratepages`` for the series' own cases.
     """
     machine = topology()
     if len(machine.target_nodes) < 2:
@@ -75,10 +112,8 @@ def run_series(
         "unit": "one sample is there and back; GB/s are 10**9 bytes",
         "cases": [],
     }
-    for page_size, pages, word in cases:
-        figures["cases"].append(
-            _case(page_size, pages, word, nodes, numbers, repeats, user_engine, say)
-        )
+    for case in cases:
+        figures["cases"].append(_case(case, nodes, numbers, repeats, others, say))
     return figures
 
 
@@ -103,35 +138,50 @@ def _powers_of_two(limit: int) -> tuple[int, ...]:
 
 
 def _case(
-    page_size: int,
-    pages: int,
-    word: str,
+    case: Case,
     nodes: tuple[int, ...],
     threads: tuple[int, ...],
     repeats: int,
-    user_engine: bool,
+    others: Ways,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    size = pages * page_size
+    size = case.pages * case.page_size
     machine = topology()
     for node in nodes:
         # The array, the process beside it, and some air.
         if machine.free(node) < 2 * size + (64 << 20):
             raise MemoryError(f"node {node} has too little free memory for {2 * size >> 20} MiB")
-    array = PageArray(pages, page_size)
+    with hugetlb_pool(nodes, case.pages) if case.hugetlb else nullcontext():
+        return _measure(case, nodes, threads, repeats, others, say)
+
+
+def _measure(
+    case: Case,
+    nodes: tuple[int, ...],
+    threads: tuple[int, ...],
+    repeats: int,
+    others: Ways,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    page_size, pages, word = case
+    size = pages * page_size
+    array = PageArray(pages, page_size, hugetlb=case.hugetlb)
     most = threads[-1]
-    with Child(pages, page_size) as child, ThreadPoolExecutor(most) as crowd:
+    rival = others.migratepages and case.published and shutil.which(MIGRATEPAGES)
+    with (
+        Child(pages, page_size) if rival else nullcontext() as child,
+        ThreadPoolExecutor(most) as crowd,
+    ):
         ways: dict[str, Move] = {PLAIN: _plain(array.addresses)}
-        if most > 1:
+        if most > 1 and others.pageferry:
             ways[f"{PLAIN} × {most}"] = _side_by_side(array.addresses, crowd, most)
-        if kernel_has_mt():
-            ways[PLAIN_MT] = _plain(array.addresses, MPOL_MF_MOVE | MPOL_MF_MOVE_MT)
-        for count in threads:
+        ways |= _copied_by_the_kernel(array, threads)
+        for count in threads if others.pageferry else ():
             ways[_name(count)] = _pageferry(array, count, "kernel")
-        if user_engine and not why_not("checked"):
+        if others.user_engine and case.published and not why_not("checked"):
             ways[f"{_name(most)}, user engine"] = _pageferry(array, most, "user")
         rivals: dict[str, Move] = {}
-        if shutil.which(MIGRATEPAGES):
+        if child:
             rivals = {
                 MIGRATEPAGES: _migratepages(child),
                 f"{_name(most)}, that process": _pageferry_pid(child, most),
@@ -139,7 +189,8 @@ def _case(
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in {**ways, **rivals}}
         first, second = nodes[0], nodes[1]
         move(array.words, first)
-        move(child.addresses, first, pid=child.pid)
+        if child:
+            move(child.addresses, first, pid=child.pid)
         names = list(samples)
         for repeat in range(-1, repeats):
             say(f"{pages} {word} pages: {'warm-up' if repeat < 0 else f'{repeat + 1}/{repeats}'}")
@@ -152,7 +203,8 @@ def _case(
             names.append(names.pop(0))  # nobody always goes first
         say(f"{pages} {word} pages: comparing every byte")
         array.check()
-        child.check()
+        if child:
+            child.check()
     return {
         "page_size": page_size,
         "pages": pages,
@@ -167,6 +219,26 @@ def _case(
 
 def _name(threads: int) -> str:
     return f"pageferry, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _copied_by_the_kernel(array: PageArray, threads: tuple[int, ...]) -> dict[str, Move]:
+    """Return the ways in which one plain call is copied by several threads of the kernel's own."""
+    if not _TUNABLE.exists():
+        return {}
+    asked = kernel_has_mt()
+    how = "MPOL_MF_MOVE_MT" if asked else "vm.mt_page_copy 1"
+    call = _plain(array.addresses, MPOL_MF_MOVE | (MPOL_MF_MOVE_MT if asked else 0))
+
+    def way(count: int) -> Move:
+        def tuned(source: int, target: int) -> None:
+            _KERNEL_THREADS.write_text(str(count))
+            _TUNABLE.write_text(str(int(not asked)))
+            call(source, target)
+            _TUNABLE.write_text("0")
+
+        return tuned
+
+    return {f"{PLAIN}, {how}, {count} threads": way(count) for count in threads if count > 1}
 
 
 def _timed(way: Move, source: int, target: int) -> float:

@@ -11,6 +11,9 @@ from rich.console import Console
 from ..pictures import canvas
 from .machine import describe
 from .published import SERIES, published
+from .series import CASES
+
+MEASURED = tuple(case.word for case in CASES)
 
 
 def published_figures(page_size: int) -> dict[str, float]:
@@ -20,6 +23,11 @@ def published_figures(page_size: int) -> dict[str, float]:
         if row.page_size == page_size:
             found.setdefault(row.engine, []).append(row.gbps)
     return {engine: max(values) for engine, values in found.items()}
+
+
+def _published(case: dict[str, Any]) -> dict[str, float]:
+    """Return what the series has for a case; nothing for kinds of pages that it did not measure."""
+    return published_figures(case["page_size"]) if case["word"] in MEASURED else {}
 
 
 def print_table(figures: dict[str, Any], out: Console) -> None:
@@ -36,7 +44,13 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
             "Under emulation only ratios mean anything; a gain above the number of threads at "
             "2 MiB is an artefact of the emulator's TLB."
         )
-    if facts.get("host_other_load", 0) + facts["cpus"] > facts.get("host_cpus", 1 << 20) + 0.2:
+    host_cpus = facts.get("host_cpus", 1 << 20)
+    if facts["cpus"] > host_cpus:
+        out.print(
+            f"The guest has {facts['cpus']} CPUs and the host {host_cpus}: no number of threads "
+            f"can gain more than {host_cpus} do."
+        )
+    if facts.get("host_other_load", 0) + min(facts["cpus"], host_cpus) > host_cpus + 0.2:
         out.print(
             f"[bold]The host was busy[/bold]: other processes used {facts['host_other_load']:.1f} "
             f"of its {facts['host_cpus']} CPUs, so the guest's {facts['cpus']} had to share. "
@@ -55,7 +69,7 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
                 f"({way['ratio_low']:.2f}–{way['ratio_high']:.2f}) of "
                 f"{way['baseline']:<16}  {way['name']}"
             )
-        old = published_figures(case["page_size"])
+        old = _published(case)
         for engine, gbps in old.items():
             out.print(
                 f"  2017: {case['pages']:>6} {case['word']} pages {'':17}{gbps:6.3f} GB/s"
@@ -67,18 +81,24 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Draw throughput and ratio by page size and way into a PNG. Needs matplotlib."""
     cases = figures["cases"]
-    figure = canvas.figure(11, 3.1 * len(cases) + 0.6)
+    heights = [1.0 + 0.25 * len(case["ways"]) for case in cases]
+    figure = canvas.figure(11, sum(heights) + 0.6)
     axes = figure.subplots(
         len(cases),
         2,
         squeeze=False,
-        gridspec_kw={"width_ratios": [1, 1], "hspace": 0.45, "wspace": 0.08},
+        gridspec_kw={
+            "width_ratios": [1, 1],
+            "height_ratios": heights,
+            "hspace": 1.2 / (sum(heights) / len(heights)),
+            "wspace": 0.08,
+        },
     )
     for (left, right), case in zip(axes, cases, strict=True):
         ways = case["ways"]
         labels = [way["name"] for way in ways]
         rows = range(len(ways))
-        colours = ["#8a8f98" if "pageferry" not in w["name"] else "#1769aa" for w in ways]
+        colours = [_colour(way["name"]) for way in ways]
         speed = [way["gbps"] for way in ways]
         spread = [
             [w["gbps"] - w["gbps_low"] for w in ways],
@@ -88,7 +108,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         left.set_yticks(rows, labels)
         left.invert_yaxis()
         left.set_xlabel("GB/s" + (" (emulated)" if figures["machine"]["emulated"] else ""))
-        left.set_title(f"{case['pages']} pages of {_size(case['page_size'])}", loc="left")
+        left.set_title(_title(case), loc="left")
         ratios = [way["ratio"] for way in ways]
         reach = [
             [w["ratio"] - w["ratio_low"] for w in ways],
@@ -105,18 +125,18 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         right.set_yticks(rows, [""] * len(ways))
         right.invert_yaxis()
         right.set_xlabel("times as fast as its baseline (plain call, or migratepages)")
-        old = published_figures(case["page_size"])
-        ratio_2017 = old["thp+mt"] / old["thp"]
-        right.axvline(ratio_2017, color="#c0392b", linestyle="--", linewidth=1.5)
-        right.annotate(
-            f"2017 series, 8 threads: {ratio_2017:.2f}×",
-            (ratio_2017, -0.62),
-            ha="center",
-            va="bottom",
-            color="#c0392b",
-            annotation_clip=False,
-            fontsize=9,
-        )
+        if old := _published(case):
+            ratio_2017 = old["thp+mt"] / old["thp"]
+            right.axvline(ratio_2017, color="#c0392b", linestyle="--", linewidth=1.5)
+            right.annotate(
+                f"2017 series, 8 threads: {ratio_2017:.2f}×",
+                (ratio_2017, -0.62),
+                ha="center",
+                va="bottom",
+                color="#c0392b",
+                annotation_clip=False,
+                fontsize=9,
+            )
         right.axvline(1, color="black", linewidth=0.8)
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
@@ -127,6 +147,18 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         ha="left",
     )
     canvas.save(figure, path)
+
+
+def _colour(way: str) -> str:
+    """Blue is pageferry, orange a kernel that copies with several threads, grey the rest."""
+    if "pageferry" in way:
+        return "#1769aa"
+    return "#c77700" if "MT, " in way or "mt_page_copy 1" in way else "#8a8f98"
+
+
+def _title(case: dict[str, Any]) -> str:
+    kind = {"64K": "base pages in folios of ", "hugetlb": "hugetlb pages of "}
+    return f"{case['pages']} {kind.get(case['word'], 'pages of ')}{_size(case['page_size'])}"
 
 
 def _size(size: int) -> str:
