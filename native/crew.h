@@ -35,6 +35,16 @@ struct job {
 	int policy;		/* of a helper that has to be lifted */
 };
 
+/* The watch's look at a helper. */
+struct helper_seen {
+	uint32_t jobs;
+	bool idle;		/* hardly ran since the look before, and wants a CPU */
+	uint64_t cpu_ns;
+	uint64_t at_ns;
+	uint64_t wait_ns;	/* if so: that it has waited for CPUs in all */
+	uint64_t turns;		/* ... and how often it got one */
+};
+
 struct helper {
 	struct helper *next;	/* in the crew, under its lock */
 	struct helper *beside;	/* in the same job, for its caller alone */
@@ -51,11 +61,7 @@ struct helper {
 	bool detached;		/* ends without being joined, and frees itself */
 	uint64_t offered_us;
 	uint32_t lifted;	/* had to be lifted in this job */
-	struct {		/* what the watch saw last */
-		uint32_t jobs;
-		uint64_t cpu_ns;
-		uint64_t at_ns;
-	} seen;
+	struct helper_seen seen;	/* what the watch saw last */
 	struct {		/* its own book: see crew_go_on() */
 		bool late;	/* got its CPU too late for this job */
 		uint64_t looked_us;

@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "calls.h"
@@ -41,7 +43,8 @@ bool read_mask(uint64_t *nodes, const uint64_t *mask, uint64_t maxnode)
 {
 	uint64_t bits = maxnode - 1;	/* so the kernel counts, 0 included */
 	uint64_t words = (bits + 63) / 64;
-	uint64_t word, i;
+	uint64_t chunk[PF_NODE_WORDS];
+	uint64_t done, n, i;
 
 	for (i = 0; i < PF_NODE_WORDS; i++)
 		nodes[i] = 0;
@@ -49,15 +52,18 @@ bool read_mask(uint64_t *nodes, const uint64_t *mask, uint64_t maxnode)
 		return true;
 	if (bits > 4096 * 8)
 		return false;
-	for (i = 0; i < words; i++) {
-		if (user_read(&word, mask + i, sizeof(word)))
+	for (done = 0; done < words; done += n) {
+		n = words - done < PF_NODE_WORDS ? words - done : PF_NODE_WORDS;
+		if (user_read(chunk, mask + done, n * sizeof(*chunk)))
 			return false;
-		if (i == words - 1 && bits % 64)
-			word &= (1ull << bits % 64) - 1;
-		if (i < PF_NODE_WORDS)
-			nodes[i] = word;
-		else if (word)
-			return false;
+		if (done + n == words && bits % 64)
+			chunk[n - 1] &= (1ull << bits % 64) - 1;
+		for (i = 0; i < n; i++) {
+			if (!done)
+				nodes[i] = chunk[i];
+			else if (chunk[i])
+				return false;
+		}
 	}
 	return true;
 }
@@ -86,6 +92,30 @@ int open_proc(int32_t pid, const char *name)
 	else
 		snprintf(path, sizeof(path), "/proc/self/%s", name);
 	return (int)raw_call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+}
+
+/* The number of KiB behind a name in /proc/PID/status. */
+static uint64_t kib_of(const char *text, const char *name)
+{
+	const char *at = strstr(text, name);
+
+	return at ? strtoull(at + strlen(name), NULL, 10) : 0;
+}
+
+uint64_t mt_resident(int32_t pid)
+{
+	int fd = open_proc(pid, "status");
+	char text[4096];
+	long size;
+
+	if (fd < 0)
+		return 0;
+	size = raw_call(SYS_read, fd, (long)text, sizeof(text) - 1, 0, 0, 0);
+	raw_call(SYS_close, fd, 0, 0, 0, 0, 0);
+	if (size <= 0)
+		return 0;
+	text[size] = '\0';
+	return (kib_of(text, "\nVmRSS:") + kib_of(text, "\nHugetlbPages:")) << 10;
 }
 
 static uint32_t base_shift(void)

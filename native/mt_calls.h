@@ -81,6 +81,9 @@ int64_t mt_survey_next(struct pf_survey *survey, struct pf_extent *extents, uint
 /* Open a file of /proc/PID, or of /proc/self for pid 0. */
 int open_proc(int32_t pid, const char *name);
 
+/* Bytes of a process that are in memory, huge pages of all kinds included; 0: not known. */
+uint64_t mt_resident(int32_t pid);
+
 /* Looking up the sizes of listed pages, near each other mostly. */
 struct mt_listing {
 	int pagemap;		/* -1: everything counts as base pages */

@@ -3,8 +3,8 @@
  * migrate_pages(2) by several threads. The kernel maps the old nodes onto the
  * new ones and moves the pages of one old node after the other (see
  * do_migrate_pages in mm/mempolicy.c). For each such pair, threads move what
- * they find on the old node; then the kernel is asked for the same pair, finds
- * what is left, and says how many pages would not move.
+ * they find on the old node. When some page did not move, the kernel is asked
+ * for the same pair, finds what is left, and says how many pages would not move.
  */
 #include <errno.h>
 #include <string.h>
@@ -92,6 +92,7 @@ static bool next_pair(const uint64_t *from, const uint64_t *to, uint64_t *left,
 
 struct maps {
 	int fd;
+	bool failed;
 	uint64_t filled;
 	uint64_t at;
 	char text[MAPS_BYTES];
@@ -102,8 +103,10 @@ static int next_char(struct maps *maps)
 	if (maps->at == maps->filled) {
 		long got = raw_call(SYS_read, maps->fd, (long)maps->text, MAPS_BYTES, 0, 0, 0);
 
-		if (got <= 0)
+		if (got <= 0) {
+			maps->failed = got < 0;
 			return -1;
+		}
 		maps->filled = (uint64_t)got;
 		maps->at = 0;
 	}
@@ -148,26 +151,31 @@ static bool only_two_nodes(const struct pf_mt *mt, struct pair pair)
 	       has(mt->memory_nodes, pair.to);
 }
 
-/* What cannot be listed, or does not move, is left to the kernel. */
-static void move_pair(struct mt_mover *mover, const struct pf_mt *mt, int32_t pid,
+/* True: every page that there was has moved. What cannot be listed is for the kernel. */
+static bool move_pair(struct mt_mover *mover, const struct pf_mt *mt, int32_t pid,
 		      struct pair pair, bool shared)
 {
 	struct maps *maps = map_memory(sizeof(*maps));
 	uint64_t sources[PF_NODE_WORDS] = { 0 };
 	uint64_t start, end;
+	bool listed;
 
+	mover->left = 0;
 	sources[pair.from / 64] = 1ull << pair.from % 64;
 	if (maps)
 		maps->fd = open_proc(pid, "maps");
-	if (mt_mover_begin(mover, mt, pid, pair.to, only_two_nodes(mt, pair) ? NULL : sources,
-			   shared) && maps && maps->fd >= 0)
-		while (next_mapping(maps, &start, &end))
-			if ((int64_t)end >= 0)	/* not the kernel's own, vsyscall */
-				mt_mover_add(mover, start, end);
+	listed = mt_mover_begin(mover, mt, pid, pair.to,
+				only_two_nodes(mt, pair) ? NULL : sources, shared) &&
+		 maps && maps->fd >= 0;
+	while (listed && next_mapping(maps, &start, &end))
+		if ((int64_t)end >= 0)	/* not the kernel's own, vsyscall */
+			mt_mover_add(mover, start, end);
 	mt_mover_end(mover);
+	listed = listed && !maps->failed;
 	if (maps && maps->fd >= 0)
 		raw_call(SYS_close, maps->fd, 0, 0, 0, 0, 0);
 	unmap_memory(maps, sizeof(*maps));
+	return listed && !mover->left;
 }
 
 static int64_t kernel_pair(int32_t pid, struct pair pair)
@@ -193,7 +201,8 @@ static int64_t run(struct pf_mt *mt, int32_t pid, const uint64_t *from, const ui
 	while (next_pair(from, to, left, &pair)) {
 		int64_t result;
 
-		move_pair(&mover, mt, pid, pair, shared);
+		if (move_pair(&mover, mt, pid, pair, shared))
+			continue;
 		result = kernel_pair(pid, pair);
 		if (result < 0) {
 			busy = result;
@@ -231,9 +240,9 @@ int64_t pf_mt_migrate_pages(struct pf_mt *mt, int32_t pid, uint64_t maxnode,
 	 * Without old nodes the kernel moves nothing, but says whether it would
 	 * refuse; then it is to refuse the call as it is.
 	 */
-	if (mt->threads > 1 && mt->threads <= PF_MAX_THREADS && read_mask(old, from, maxnode) &&
-	    read_mask(new, to, maxnode) && weight(old) && usable(new) &&
-	    !pf_sys_migrate_pages(pid, maxnode, NULL, to))
+	if (mt->threads > 1 && mt->threads <= PF_MAX_THREADS &&
+	    !pf_sys_migrate_pages(pid, maxnode, NULL, to) && read_mask(old, from, maxnode) &&
+	    read_mask(new, to, maxnode) && weight(old) && usable(new))
 		return run(mt, pid, old, new);
 	return mt_passed(mt, pf_sys_migrate_pages(pid, maxnode, from, to));
 }

@@ -28,8 +28,8 @@
 
 enum {
 	FEWEST_PAGES = 8,
-	PIECES_PER_THREAD = 12,
-	MOST_PIECES = 512,
+	SMALLEST_SHARE = 48,	/* a piece, of the pages that are a worker's */
+	MOST_PIECES = 2048,
 	CHUNK = 4096,		/* entries of a caller's array looked at together */
 	UNWRITTEN = INT16_MIN,
 };
@@ -101,9 +101,21 @@ static void piece_begin(struct call *call, uint64_t first, uint64_t block)
 	};
 }
 
-/* 0, or -EFAULT. Pieces end where the next page is in another block. */
-static int cut(struct call *call, uint64_t pages_each)
+/*
+ * Every call drains the LRU caches of all CPUs and waits for that, so pieces are
+ * large, and shrink towards the end, so that the workers finish together.
+ */
+static uint64_t piece_size(uint64_t left, uint64_t smallest, uint64_t threads)
 {
+	uint64_t pages = left / (2 * threads);
+
+	return pages > smallest ? pages : smallest;
+}
+
+/* 0, or -EFAULT. Pieces end where the next page is in another block. */
+static int cut(struct call *call, uint64_t smallest, uint64_t threads)
+{
+	uint64_t size = piece_size(call->count, smallest, threads);
 	uint64_t *chunk = call->desk->pages;
 	uint64_t before = 0, done, i;
 	struct piece *piece = NULL;
@@ -116,10 +128,11 @@ static int cut(struct call *call, uint64_t pages_each)
 		for (i = 0; i < n; i++) {
 			uint64_t block = chunk[i] >> BLOCK_SHIFT;
 
-			if (!piece || (piece->count >= pages_each && block != before &&
+			if (!piece || (piece->count >= size && block != before &&
 				       call->n_pieces < MOST_PIECES)) {
 				piece_begin(call, done + i, block);
 				piece = &call->pieces[call->n_pieces - 1];
+				size = piece_size(call->count - done - i, smallest, threads);
 			}
 			if (block < piece->low)
 				piece->low = block;
@@ -459,7 +472,7 @@ static int64_t run(struct pf_mt *mt, struct call *call, uint32_t threads)
 /* Cut, get memory, run. False: the kernel is to have the call as it is. */
 static bool in_parallel(struct pf_mt *mt, struct call *call, int64_t *result)
 {
-	uint64_t first, last, each, pages_each, threads = mt->threads;
+	uint64_t first, last, each, smallest, threads = mt->threads;
 	uint64_t bytes, lists;
 	void *memory;
 	bool done = false;
@@ -470,17 +483,16 @@ static bool in_parallel(struct pf_mt *mt, struct call *call, int64_t *result)
 	each = bytes_each(first, last, call->count);
 	if (each * call->count < FEWEST_BYTES)
 		return false;
-	if (threads > MOST_PIECES / PIECES_PER_THREAD)
-		pages_each = call->count / MOST_PIECES;
-	else
-		pages_each = call->count / (threads * PIECES_PER_THREAD);
-	if (pages_each < SMALLEST_PIECE / each)
-		pages_each = SMALLEST_PIECE / each;
+	smallest = call->count / (threads * SMALLEST_SHARE);
+	if (smallest < call->count / (MOST_PIECES / 2))
+		smallest = call->count / (MOST_PIECES / 2);
+	if (smallest < SMALLEST_PIECE / each)
+		smallest = SMALLEST_PIECE / each;
 	call->desk = map_memory(sizeof(*call->desk));
 	if (!call->desk)
 		return false;
 	call->pieces = call->desk->pieces;
-	if (cut(call, pages_each) || call->n_pieces < 2 || !pieces_apart(call) ||
+	if (cut(call, smallest, threads) || call->n_pieces < 2 || !pieces_apart(call) ||
 	    probe_statuses(call))
 		goto out;
 	call->grouped = !one_target(call);

@@ -13,12 +13,12 @@
 enum {
 	RANGES = 65536,		/* more than a process may have mappings by default */
 	EXTENTS = 1024,		/* listed at a time */
-	PIECES_PER_THREAD = 16,
-	PAGES = 4096,		/* of a piece */
+	PAGES = 10240,		/* of a piece */
+	SMALLEST_SHARE = 48,	/* of what is a worker's */
 };
 
-#define SMALLEST_PIECE (2ull << 20)
-#define LARGEST_PIECE (8ull << 20)	/* in base pages, half of PAGES */
+#define FIRST_PIECE (2ull << 20)	/* of a helper, which may come to a busy CPU */
+#define LARGEST_PIECE (32ull << 20)	/* in base pages, less than PAGES by a huge one */
 #define LONGEST_STEP (1ull << 40)
 #define BLOCK_MASK ((1ull << BLOCK_SHIFT) - 1)
 
@@ -38,7 +38,8 @@ struct moving {
 	uint64_t range;		/* from here to step: under the lock */
 	uint64_t at;		/* in the range */
 	uint64_t step;		/* of address space, longer where nothing is present */
-	uint64_t piece;
+	uint64_t bytes;		/* not yet listed, as far as is known */
+	uint64_t smallest;	/* piece */
 	uint32_t stop;
 };
 
@@ -68,14 +69,14 @@ static bool next_part(struct moving *moving, struct mt_range *part)
  * Take pages of an extent until the piece is full, which it is at a multiple of
  * 2 MiB only: then no folio is in two pieces. Returns where the rest begins, or 0.
  */
-static uint64_t take(const struct moving *moving, struct room *room,
-		     const struct pf_extent *extent, uint64_t *count, uint64_t *bytes)
+static uint64_t take(struct room *room, const struct pf_extent *extent, uint64_t piece,
+		     uint64_t *count, uint64_t *bytes)
 {
 	uint64_t at = extent->start;
 	uint64_t i;
 
 	for (i = 0; i < extent->pages; i++, at += 1ull << extent->shift) {
-		if (*count == PAGES || (*bytes >= moving->piece && !(at & BLOCK_MASK)))
+		if (*count == PAGES || (*bytes >= piece && !(at & BLOCK_MASK)))
 			return at;
 		room->shift[*count] = (uint8_t)extent->shift;
 		room->pages[(*count)++] = at;
@@ -86,7 +87,7 @@ static uint64_t take(const struct moving *moving, struct room *room,
 
 /* List the pages of a part; true: the piece is full. */
 static bool list_part(struct moving *moving, struct room *room, const struct mt_range *part,
-		      uint64_t *count, uint64_t *bytes)
+		      uint64_t piece, uint64_t *count, uint64_t *bytes)
 {
 	struct mt_mover *mover = moving->mover;
 	struct pf_survey survey = mt_survey(mover->pid, mover->pagemap, part->start, part->end);
@@ -100,7 +101,7 @@ static bool list_part(struct moving *moving, struct room *room, const struct mt_
 			return false;
 		}
 		for (i = 0; i < n; i++) {
-			uint64_t rest = take(moving, room, &room->extents[i], count, bytes);
+			uint64_t rest = take(room, &room->extents[i], piece, count, bytes);
 
 			if (rest) {
 				moving->at = rest;
@@ -108,35 +109,55 @@ static bool list_part(struct moving *moving, struct room *room, const struct mt_
 			}
 		}
 	}
-	return *bytes >= moving->piece;
+	return *bytes >= piece;
+}
+
+/*
+ * Every call drains the LRU caches of all CPUs and waits for that, so pieces are
+ * large, and shrink towards the end, so that the workers finish together.
+ */
+static uint64_t next_size(const struct moving *moving, bool first)
+{
+	uint64_t piece = moving->bytes / (2 * moving->mover->mt->threads);
+
+	if (piece > LARGEST_PIECE)
+		piece = LARGEST_PIECE;
+	if (piece < moving->smallest)
+		piece = moving->smallest;
+	return first ? FIRST_PIECE : piece & ~BLOCK_MASK;
 }
 
 /* Returns how many pages it has listed; 0: none are left. */
-static uint64_t list_piece(struct moving *moving, struct room *room)
+static uint64_t list_piece(struct moving *moving, struct room *room, bool first)
 {
+	uint64_t piece = next_size(moving, first);
 	uint64_t count = 0, bytes = 0;
 	struct mt_range part;
 	bool full = false;
 
+	moving->step = piece;
 	while (!full && next_part(moving, &part)) {
 		uint64_t before = count;
 
-		full = list_part(moving, room, &part, &count, &bytes);
+		full = list_part(moving, room, &part, piece, &count, &bytes);
 		if (count > before)
-			moving->step = moving->piece;
+			moving->step = piece;
 		else if (moving->step < LONGEST_STEP)
 			moving->step *= 2;
 	}
+	moving->bytes -= bytes < moving->bytes ? bytes : moving->bytes;
 	return count;
 }
 
 /* Keep the pages that are on one of the source nodes. */
-static uint64_t on_sources(const struct mt_mover *mover, struct room *room, uint64_t count)
+static uint64_t on_sources(struct mt_mover *mover, struct room *room, uint64_t count)
 {
 	uint64_t kept = 0, i;
 
-	if (raw_move_pages(mover->pid, count, room->pages, NULL, room->status, 0))
+	if (raw_move_pages(mover->pid, count, room->pages, NULL, room->status, 0)) {
+		__atomic_store_n(&mover->left, 1, __ATOMIC_RELAXED);
 		return 0;
+	}
 	for (i = 0; i < count; i++) {
 		int32_t node = room->status[i];
 
@@ -184,13 +205,15 @@ static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
 	struct room *room = &moving->rooms[worker];
+	bool first = worker > 0;
 
 	while (!__atomic_load_n(&moving->stop, __ATOMIC_RELAXED) && crew_go_on()) {
 		uint64_t count;
 
 		pthread_mutex_lock(&moving->lock);
-		count = list_piece(moving, room);
+		count = list_piece(moving, room, first);
 		pthread_mutex_unlock(&moving->lock);
+		first = false;
 		if (!count)
 			break;
 		if (moving->mover->sources)
@@ -207,14 +230,13 @@ static void move_ranges(struct mt_mover *mover)
 	uint64_t bytes = threads * sizeof(*moving.rooms);
 	int workers;
 
-	moving.piece = mover->bytes_mapped / ((uint64_t)threads * PIECES_PER_THREAD);
-	if (moving.piece < SMALLEST_PIECE)
-		moving.piece = SMALLEST_PIECE;
-	if (moving.piece > LARGEST_PIECE)
-		moving.piece = LARGEST_PIECE;
-	moving.piece &= ~BLOCK_MASK;
+	moving.bytes = mt_resident(mover->pid);
+	if (!moving.bytes || moving.bytes > mover->bytes_mapped)
+		moving.bytes = mover->bytes_mapped;
+	moving.smallest = moving.bytes / ((uint64_t)threads * SMALLEST_SHARE);
+	if (moving.smallest < FIRST_PIECE)
+		moving.smallest = FIRST_PIECE;
 	moving.at = mover->ranges[0].start;
-	moving.step = moving.piece;
 	moving.rooms = map_memory(bytes);
 	if (!moving.rooms) {
 		mover->left = 1;

@@ -86,39 +86,73 @@ static uint64_t clock_ns(clockid_t clock)
 	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
-/* True unless the kernel says that the thread sleeps: then it waits for something else. */
-static bool wants_a_cpu(int32_t tid)
+/* A file of a helper's, and what it says up to max bytes; false: none. */
+static bool read_of(const struct helper *helper, const char *name, char *text, size_t max)
 {
-	char path[64], text[128];
-	const char *after;
+	char path[64];
 	ssize_t size;
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	snprintf(path, sizeof(path), "/proc/self/task/%d/%s", helper->tid, name);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return true;
-	size = read(fd, text, sizeof(text) - 1);
+		return false;
+	size = read(fd, text, max - 1);
 	close(fd);
 	if (size <= 0)
-		return true;
+		return false;
 	text[size] = '\0';
+	return true;
+}
+
+/* True unless the kernel says that the thread sleeps: then it waits for something else. */
+static bool wants_a_cpu(const struct helper *helper)
+{
+	const char *after;
+	char text[128];
+
+	if (!read_of(helper, "stat", text, sizeof(text)))
+		return true;
 	after = strrchr(text, ')');	/* "TID (NAME) STATE ..." */
 	return !after || after[1] != ' ' || after[2] == 'R';
 }
 
+/* How long it has waited for a CPU in all, and how often it got one: CONFIG_SCHED_INFO, else 0. */
+static void waits_of(const struct helper *helper, uint64_t *wait_ns, uint64_t *turns)
+{
+	unsigned long long wait = 0, count = 0;
+	char text[96];
+
+	if (read_of(helper, "schedstat", text, sizeof(text)))
+		sscanf(text, "%*u %llu %llu", &wait, &count);
+	*wait_ns = wait;
+	*turns = count;
+}
+
+/*
+ * A helper sleeps in the middle of a piece too, for the kernel's RCU and work
+ * queues, and wants a CPU for an instant at the end of that. So it is starved
+ * when at two looks in turn it had hardly run and wanted a CPU, and in between
+ * got none at all or waited for most of the time.
+ */
 bool watch_starved(struct helper *helper)
 {
-	uint64_t cpu_ns = clock_ns(helper->clock);
-	uint64_t at_ns = clock_ns(CLOCK_MONOTONIC);
-	uint64_t ran = cpu_ns - helper->seen.cpu_ns;
-	uint64_t passed = at_ns - helper->seen.at_ns;
-	bool before = helper->seen.jobs == helper->jobs;
+	struct helper_seen last = helper->seen;
+	struct helper_seen seen = {
+		.jobs = helper->jobs,
+		.cpu_ns = clock_ns(helper->clock),
+		.at_ns = clock_ns(CLOCK_MONOTONIC),
+	};
+	uint64_t passed = seen.at_ns - last.at_ns;
+	bool before = last.jobs == helper->jobs;
 
 	if (before && passed < SHORTEST_NS)
 		return false;	/* too early to say */
-	helper->seen.jobs = helper->jobs;
-	helper->seen.cpu_ns = cpu_ns;
-	helper->seen.at_ns = at_ns;
-	return before && ran < passed / STARVED_SHARE && wants_a_cpu(helper->tid);
+	seen.idle = before && seen.cpu_ns - last.cpu_ns < passed / STARVED_SHARE &&
+		    wants_a_cpu(helper);
+	if (seen.idle)		/* asked only then: most looks cost two clocks */
+		waits_of(helper, &seen.wait_ns, &seen.turns);
+	helper->seen = seen;
+	return seen.idle && last.idle &&
+	       (seen.turns == last.turns || seen.wait_ns - last.wait_ns > passed / 2);
 }

@@ -26,6 +26,8 @@ def why_not_preloadable(program: str | os.PathLike[str]) -> str | None:
         privileged = _gains_privileges(path)
         if privileged:
             return f"{path} {privileged}: the loader ignores LD_PRELOAD for such programs"
+        if not os.access(path, os.R_OK):
+            return None  # to be run only: nothing more can be said
         with path.open("rb") as file:
             head = file.read(256)
         if not head.startswith(b"#!"):

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -105,6 +106,9 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert killed.returncode == 128 + signal.SIGKILL
     missing = pageferry_run("--", "no-such-program")
     assert missing.returncode == 127 and "no-such-program: not found" in missing.stderr
+    for there in (tmp_path, Path(__file__)):
+        done = pageferry_run("--", there)
+        assert done.returncode == 126 and "not executable" in done.stderr
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF")
     broken.chmod(0o755)
@@ -148,6 +152,33 @@ def test_log(node: int, tmp_path: Path) -> None:
     assert re.search(r"move_pages of process \d+: 0 pages, 0 bytes in \d+ us by", log.read_text())
     done = pageferry_run("--mt", "always", "--threads", 2, "--log", "stderr", *move(node, 2))
     assert "move_pages of process" in done.stderr
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """The library would say nothing, so the launcher does, and starts nothing."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "log")
+    for log, name in (("/nowhere/log", "ENOENT"), (link, "ELOOP"), (tmp_path, "EISDIR")):
+        done = pageferry_run("--log", log, "--", "echo", "started")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"cannot write the log {log} [{name}" in done.stderr
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_log_is_where_it_was_asked_for(node: int, tmp_path: Path) -> None:
+    """Also when the program goes elsewhere."""
+    script = f"cd / && exec {shlex.join(map(str, move(node, 2)[1:]))}"
+    options = ["--mt", "always", "--threads", 2, "--log", "here"]
+    done = pageferry_run(*options, "--", "sh", "-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "move_pages of process" in (tmp_path / "here").read_text()
+
+
+def test_stats_say_why_nothing_was_done(node: int) -> None:
+    for mode, words in (("flag", "without --mt always"), ("never", "with --mt never")):
+        done = pageferry_run("--mt", mode, "--stats", *move(node, 2))
+        assert "no call was done by several threads (0 passed on)" in done.stderr
+        assert words in done.stderr
 
 
 def test_signals_reach_the_program() -> None:
@@ -211,6 +242,10 @@ def test_why_not_preloadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     copy.chmod(copy.stat().st_mode | stat.S_ISUID)
     monkeypatch.setattr(os, "geteuid", lambda: copy.stat().st_uid + 1)
     assert "set-uid" in str(why_not_preloadable(copy))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as sudo often is: 4711
+    assert "set-uid" in str(why_not_preloadable(copy))
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: copy.stat().st_uid + 1)
     script.write_text(f"#!{copy}\n")
     assert "set-uid" in str(why_not_preloadable(script))
     other = bytearray(Path(shell).read_bytes())

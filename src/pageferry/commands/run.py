@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -15,11 +16,17 @@ from typing import Any
 
 from .. import console
 from ..elf import why_not_preloadable
+from ..errors import PageferryError
 from ..preload import Counters, Counts, environment
 from ..switch import MODES, read_switch
 from . import arguments
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_STDERR = "stderr"
+_FEWER = {
+    "flag": "without --mt always, only calls with MPOL_MF_MOVE_MT are",
+    "never": "with --mt never, none is",
+}
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _DESCRIPTION = """\
@@ -84,32 +91,56 @@ def run(args: argparse.Namespace) -> int:
     switch = read_switch()
     mode = args.mt or switch.mode
     threads = args.threads or switch.threads
+    # The program may change its directory, and what it starts.
+    log = os.path.abspath(args.log) if args.log and args.log != _STDERR else args.log  # noqa: PTH100
     if args.environment:
-        return _print_environment(environment(mode, threads=threads, log=args.log), args.json)
+        return _print_environment(environment(mode, threads=threads, log=log), args.json)
     if not words:
         console.complain("run needs a command: pageferry run -- COMMAND ...")
         return 2
     path = shutil.which(words[0])
     if path is None:
-        console.complain(f"{words[0]}: not found, or not executable")
-        return _NOT_FOUND
-    why = why_not_preloadable(path) if os.access(path, os.R_OK) else None
+        return _no_program(words[0])
+    if log and log != _STDERR:
+        _check_log(log)
+    why = why_not_preloadable(path)
     if why and mode != "never":
         console.complain(f"note: {why}; its own calls stay as they are")
     if args.stats:
         with Counters() as counters:
             added = environment(
-                mode, threads=threads, log=args.log, stats=counters.path, base=os.environ
+                mode, threads=threads, log=log, stats=counters.path, base=os.environ
             )
             code = _wait(words, {**os.environ, **added})
-            _say(counters.read(), args.json)
+            _say(counters.read(), mode, args.json)
         return code
-    added = environment(mode, threads=threads, log=args.log, base=os.environ)
+    added = environment(mode, threads=threads, log=log, base=os.environ)
     sys.stdout.flush()
     try:
         os.execvpe(words[0], words, {**os.environ, **added})
     except OSError as error:
         return _cannot_start(words[0], error)
+
+
+def _no_program(name: str) -> int:
+    if os.sep in name and os.path.lexists(name):
+        console.complain(f"{name}: not executable")
+        return _NOT_EXECUTABLE
+    console.complain(f"{name}: not found")
+    return _NOT_FOUND
+
+
+def _check_log(path: str) -> None:
+    """Open the log as the library will. It says nothing, whatever happens."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except OSError as error:
+        raise PageferryError(
+            error.errno or errno.EIO,
+            f"cannot write the log {path}",
+            "name a file that can be written (no symbolic link), or stderr",
+        ) from None
 
 
 def _wait(words: list[str], variables: dict[str, str]) -> int:
@@ -135,12 +166,13 @@ def _cannot_start(name: str, error: OSError) -> int:
     return _NOT_EXECUTABLE
 
 
-def _say(counts: Counts, as_json: bool) -> None:
+def _say(counts: Counts, mode: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(counts.as_dict()), file=sys.stderr)
         return
     if not counts.calls:
-        console.complain(f"no call was done by several threads ({counts.passed} passed on)")
+        why = f"; {_FEWER[mode]}" if mode in _FEWER else ""
+        console.complain(f"no call was done by several threads ({counts.passed} passed on){why}")
         return
     text = (
         f"moved {console.size(counts.bytes)} ({counts.pages} pages) in {counts.calls} "
