@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -14,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "pageferry.h"
+#include "crew.h"
 #include "test.h"
 
 static atomic_int ran;
@@ -470,6 +471,66 @@ static void a_starved_helper_is_lifted_while_the_caller_works(void)
 	pf_crew_run(2, NULL, caller_needs_helper, NULL, NULL, NULL, 0);
 }
 
+static sem_t doorbell;
+static atomic_int naps;
+static atomic_int wanted;
+
+static void *sleeps(void *arg)
+{
+	struct sched_param none = { .sched_priority = 0 };
+
+	sched_setscheduler(0, SCHED_IDLE, &none);
+	atomic_store((atomic_int *)arg, thread_id());
+	while (atomic_fetch_add(&naps, 1) >= 0) {
+		while (sem_wait(&doorbell))
+			;
+		while (atomic_load(&wanted))
+			;
+	}
+	return NULL;
+}
+
+/*
+ * One CPU for both, which this thread does not give up: the other wants it from
+ * the moment in which it is woken. Only the time can tell that it is starved.
+ */
+static void woken_is_not_starved(void)
+{
+	struct helper helper = { .tid = 0 };
+	atomic_int tid = 0;
+	cpu_set_t before, here;
+	int starved = 0;
+
+	CHECK(!sched_getaffinity(0, sizeof(before), &before));
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	CHECK(!sched_setaffinity(0, sizeof(here), &here));
+	CHECK(!sem_init(&doorbell, 0, 0));
+	CHECK(!pthread_create(&helper.thread, NULL, sleeps, &tid));
+	CHECK(!pthread_getcpuclockid(helper.thread, &helper.clock));
+	for (int i = 1; i < 20 && !starved; i++) {
+		for (int k = 0; k < 20000 && atomic_load(&naps) < i; k++)
+			sleep_ms(1);
+		helper.tid = atomic_load(&tid);
+		helper.jobs++;
+		CHECK(!watch_starved(&helper));
+		sleep_ms(5);
+		atomic_store(&wanted, 1);
+		sem_post(&doorbell);
+		CHECK(!watch_starved(&helper));	/* it may well want a CPU now */
+		for (int k = 0; k < 20 && !starved; k++) {
+			cpu_ms(5);
+			starved = watch_starved(&helper);
+		}
+		atomic_store(&wanted, 0);
+	}
+	CHECK(starved);
+	atomic_store(&naps, -2000);
+	sem_post(&doorbell);
+	CHECK(!sched_setaffinity(0, sizeof(before), &before));
+	CHECK(!pthread_join(helper.thread, NULL));
+}
+
 static void busy_machine(void)
 {
 	/* Nobody may wait for a helper that did not begin; with luck one does. */
@@ -559,6 +620,7 @@ int main(void)
 	cancelled_while_a_helper_works();
 	exits_meanwhile();
 	helpers_yield_where_they_can_be_lifted();
+	woken_is_not_starved();
 	time_is_charged_to_the_process();
 	another_user();
 	on_a_busy_machine(busy_machine);
