@@ -73,6 +73,21 @@ int user_read(void *to, const void *from, uint64_t bytes)
 	return user_copy(SYS_process_vm_readv, to, from, bytes);
 }
 
+int user_read_ends(uint64_t ends[2], const uint64_t *array, uint64_t count)
+{
+	struct iovec near = { .iov_base = ends, .iov_len = 2 * sizeof(*ends) };
+	struct iovec far[2] = {
+		{ .iov_base = (void *)array, .iov_len = sizeof(*ends) },
+		{ .iov_base = (void *)(array + count - 1), .iov_len = sizeof(*ends) },
+	};
+	long pid = raw_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
+	long result = raw_call(SYS_process_vm_readv, pid, (long)&near, 1, (long)far, 2, 0);
+
+	if (result < 0)
+		return (int)result;
+	return (uint64_t)result == near.iov_len ? 0 : -EFAULT;
+}
+
 int user_write(void *to, const void *from, uint64_t bytes)
 {
 	return user_copy(SYS_process_vm_writev, from, to, bytes);

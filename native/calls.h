@@ -79,6 +79,9 @@ static inline long raw_move_pages(int32_t pid, uint64_t count, const void *pages
 int user_read(void *to, const void *from, uint64_t bytes);
 int user_write(void *to, const void *from, uint64_t bytes);
 
+/* The first and the last entry of such an array, in one call: it is made for small lists too. */
+int user_read_ends(uint64_t ends[2], const uint64_t *array, uint64_t count);
+
 /* Zeroed memory straight from the kernel: a signal handler may have stopped malloc. */
 void *map_memory(uint64_t bytes);
 

@@ -105,7 +105,7 @@ static uint64_t kib_of(const char *text, const char *name)
 uint64_t mt_resident(int32_t pid)
 {
 	int fd = open_proc(pid, "status");
-	char text[4096];
+	char text[2048];
 	long size;
 
 	if (fd < 0)

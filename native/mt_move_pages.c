@@ -472,15 +472,14 @@ static int64_t run(struct pf_mt *mt, struct call *call, uint32_t threads)
 /* Cut, get memory, run. False: the kernel is to have the call as it is. */
 static bool in_parallel(struct pf_mt *mt, struct call *call, int64_t *result)
 {
-	uint64_t first, last, each, smallest, threads = mt->threads;
-	uint64_t bytes, lists;
+	uint64_t each, smallest, threads = mt->threads;
+	uint64_t ends[2], bytes, lists;
 	void *memory;
 	bool done = false;
 
-	if (user_read(&first, call->pages, 8) ||
-	    user_read(&last, call->pages + call->count - 1, 8))
+	if (user_read_ends(ends, call->pages, call->count))
 		return false;
-	each = bytes_each(first, last, call->count);
+	each = bytes_each(ends[0], ends[1], call->count);
 	if (each * call->count < FEWEST_BYTES)
 		return false;
 	smallest = call->count / (threads * SMALLEST_SHARE);
