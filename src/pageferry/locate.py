@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .activity import Activity, selection
 from .engine import locate_extents
 from .filters import Filter
 from .nodes import machine
@@ -35,6 +36,8 @@ def locate(
     survey: str | None = None,
     kind: str | Iterable[str] | None = None,
     only_page_size: str | None = None,
+    hot: float | Activity | None = None,
+    idle: float | Activity | None = None,
 ) -> Placement:
     """Say where the pages of ``target`` are: bytes by node and kind of page.
 
@@ -44,7 +47,8 @@ def locate(
     """
     part = Filter.of(kind, only_page_size)
     what = part.narrowed(resolve(target, pid, partial))
-    pages = Survey(what, method=survey, partial=partial, only=part.page_size)
+    chosen = selection(what, hot, idle)
+    pages = Survey(what, method=survey, partial=partial, only=part.page_size, selection=chosen)
     nodes: dict[int, dict[str, int]] = {}
     counts: dict[int, Counter[int]] = {}
     tables: list[npt.NDArray[np.void]] = []

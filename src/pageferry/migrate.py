@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import logs, metrics, procfs
+from .activity import Activity, selection
+from .activity import check as check_activity
 from .control import MoveControl
 from .engine import KernelRun, Progress, locate_extents
 from .errors import PageferryError, errno_name
@@ -66,6 +68,8 @@ def move(
     partial: str = "touched",
     kind: str | Iterable[str] | None = None,
     only_page_size: str | None = None,
+    hot: float | Activity | None = None,
+    idle: float | Activity | None = None,
     shared: bool = False,
     statuses: bool = False,
     exact: bool = False,
@@ -98,6 +102,11 @@ def move(
       thread), ``"file"`` (mapped files and shared memory).
     - ``only_page_size``: only pages of this size: ``"4K"``, ``"2M"`` (transparent huge pages),
       ``"2M-hugetlb"``, ``"1G"``. Raises ``UnsupportedError`` where sizes cannot be told.
+    - ``hot``, ``idle``: only pages that are touched (that nobody touches) while it watches for so
+      many seconds, which it does first; ``timeout`` begins after it. Told of each page where the
+      kernel has idle page tracking, else of whole mappings, and ``warnings`` says so; never of
+      hugetlb pages, which stay. Clears what reclaim knows of these pages' use. Raises
+      ``UnsupportedError`` where the kernel tells neither. See ``activity.Activity``.
     - ``shared``: also move pages that other processes use too (MPOL_MF_MOVE_ALL; needs
       CAP_SYS_NICE). Without it they count as failed with EACCES.
     - ``statuses``: keep the outcome of every page in ``MoveResult.statuses``.
@@ -145,6 +154,7 @@ def move(
         what = part.narrowed(resolve(target, pid, partial))
         node = int(node) if isinstance(node, np.integer) else node
         check_node(node, pid)
+        check_activity(hot, idle)
         sources = check_sources(source)
         limits = Limits(max_gbps, stall_ms, timeout)
         bound = shared or statuses or sources is not None
@@ -175,7 +185,8 @@ def move(
         )
         # Refuses what makes no sense before anything is looked at.
         planning = Planning(node, plan, threads=threads, mode=mode, sources=sources)
-        pages = Survey(what, method=survey, partial=partial, only=part.page_size)
+        chosen = selection(what, hot, idle, cancel)
+        pages = Survey(what, method=survey, partial=partial, only=part.page_size, selection=chosen)
         try:
             return _move(what, node, planning, run, pages, statuses=statuses)
         finally:
@@ -251,13 +262,18 @@ def _move(
         bytes_zero=pages.bytes_zero,
         bytes_cut=pages.bytes_cut,
         bytes_other_size=pages.bytes_other_size,
+        bytes_other_activity=chosen.bytes_left if (chosen := pages.selection) else 0,
         stopped=ended_with,
         cancelled=interrupted or run.cancelled,
         timed_out=timed_out,
         whole_process=what.whole_process,
         survey=pages.method,
         verified=dict(verified),
-        warnings=(*planning.warnings, *_warnings(verified, node, counts)),
+        warnings=(
+            *planning.warnings,
+            *(chosen.notes if chosen else ()),
+            *_warnings(verified, node, counts),
+        ),
         counters=_change(before),
         statuses=_joined(run) if statuses else None,
         **counts,

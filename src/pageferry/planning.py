@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from .activity import Activity
     from .pressure import Pressure
     from .target import Movable
 
@@ -160,6 +161,8 @@ def outlook(
     survey: str | None = None,
     kind: str | Iterable[str] | None = None,
     only_page_size: str | None = None,
+    hot: float | Activity | None = None,
+    idle: float | Activity | None = None,
 ) -> Outlook:
     """Return what ``move`` with the same arguments would do. Moves nothing. Raises as ``move``."""
     check_node(node, pid)
@@ -171,6 +174,8 @@ def outlook(
         survey=survey,
         kind=kind,
         only_page_size=only_page_size,
+        hot=hot,
+        idle=idle,
     )
     pages: Counter[int] = Counter()
     size = 0
@@ -203,6 +208,8 @@ def plan_move(
     survey: str | None = None,
     kind: str | Iterable[str] | None = None,
     only_page_size: str | None = None,
+    hot: float | Activity | None = None,
+    idle: float | Activity | None = None,
 ) -> Plan:
     """Return the plan of the move that ``move`` with the same arguments would make.
 
@@ -221,4 +228,6 @@ def plan_move(
         survey=survey,
         kind=kind,
         only_page_size=only_page_size,
+        hot=hot,
+        idle=idle,
     ).plan

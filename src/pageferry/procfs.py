@@ -87,6 +87,8 @@ class MappingUse:
     """The part of ``rss`` that is in anonymous THPs mapped by a PMD."""
     hugetlb: int
     """Resident hugetlb pages, private and shared."""
+    referenced: int | None
+    """The part of ``rss`` touched since ``clear_refs``; None where the kernel does not tell."""
     flags: frozenset[str]
     """VmFlags, such as ``ht`` (hugetlb), ``hg`` (MADV_HUGEPAGE), ``lo`` (mlock), ``io``."""
 
@@ -278,6 +280,7 @@ def _mapping_use(mapping: Mapping, fields: dict[bytes, bytes]) -> MappingUse:
         kernel_page_size=kilobytes(b"KernelPageSize"),
         rss=kilobytes(b"Rss"),
         anon_huge=kilobytes(b"AnonHugePages"),
+        referenced=kilobytes(b"Referenced") if b"Referenced" in fields else None,
         hugetlb=kilobytes(b"Private_Hugetlb") + kilobytes(b"Shared_Hugetlb"),
         flags=frozenset(fields.get(b"VmFlags", b"").decode().split()),
     )

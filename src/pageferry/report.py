@@ -89,10 +89,12 @@ class MoveResult:
     never touched; ``bytes_swapped``, in swap or on the way between nodes; ``bytes_zero``, the
     shared zero page; ``bytes_gone``, freed meanwhile (or the zero page after all);
     ``bytes_cut``, in huge pages that the range covers in part; ``bytes_other_size``, in pages of
-    another size than ``only_page_size``. ``failed`` counts pages by
-    errno, ``failures`` are the first of them. ``bytes_skipped`` had been looked at and were not
-    tried, as the move ended early: ``stopped`` is the errno that ended it, or 0, ``cancelled`` and
-    ``timed_out`` (by ``timeout=``) tell of other reasons. ``exact`` is
+    another size than ``only_page_size``; ``bytes_other_activity``, idle where ``hot=`` was asked
+    for, or the other way round. ``failed`` counts pages by errno, ``failures`` are the first of
+    them. ``bytes_skipped`` had been looked at and were not tried, as the move ended early:
+    ``stopped`` is the errno that ended it, or 0, ``cancelled`` and ``timed_out`` (by
+    ``timeout=``) tell of other reasons.
+    ``exact`` is
     False when only a sample of the base pages was asked for its node beforehand, so that pages
     which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
     this process used meanwhile, all its threads together, and ``helpers_left`` how many threads
@@ -121,6 +123,7 @@ class MoveResult:
     bytes_gone: int = 0
     bytes_cut: int = 0
     bytes_other_size: int = 0
+    bytes_other_activity: int = 0
     bytes_failed: int = 0
     bytes_skipped: int = 0
     pages_moved: Mapping[str, int] = field(default_factory=dict)

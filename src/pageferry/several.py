@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import logs
+from .activity import watched
 from .errors import PageferryError, ProcessGoneError, errno_name
 from .limits import Limits
 from .migrate import MoveInterrupted, move
@@ -147,8 +148,8 @@ def move_processes(
     them (it has ended, it may not be moved) is its ``error``, and does not stop the others. When
     ``cancel`` is set, or with Ctrl-C, which raises ``MovesInterrupted``, the move ends between two
     batches, and the processes that it had not come to are untouched; so it does after ``timeout``
-    seconds for all of them together. Raises ``NodeError``,
-    ``ValueError`` and ``TypeError`` for what makes no sense for any process.
+    seconds for all of them together. With ``hot`` or ``idle`` all of them are watched at once.
+    Raises ``NodeError``, ``ValueError`` and ``TypeError`` for what makes no sense for any process.
     """
     chosen = [p if isinstance(p, Process) else find_processes([p])[0] for p in processes]
     check_node(node, chosen[0].pid if chosen else None)
@@ -161,6 +162,7 @@ def move_processes(
             return move_processes(
                 chosen, node, progress=show, cancel=cancel, timeout=timeout, **options
             )
+    activities = watched(chosen, options.get("hot"), options.get("idle"), cancel)
     begun = time.perf_counter()
     moved: list[ProcessMoved] = []
     interrupted = False
@@ -170,7 +172,9 @@ def move_processes(
         if timeout is not None:
             options["timeout"] = max(begun + timeout - time.perf_counter(), 1e-6)
         try:
-            moved.append(_one(process, node, progress or None, cancel, options))
+            moved.append(
+                _one(process, node, progress or None, cancel, options | activities.get(process, {}))
+            )
             if timeout is not None and time.perf_counter() - begun >= timeout:
                 break
         except MoveInterrupted as stop:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from .activity import Selection
     from .page_size import PageSize
 
 METHODS = ("scan", "pagemap", "query")
@@ -115,8 +116,9 @@ class Survey:
     ``bytes_present``, ``bytes_zero`` (the shared zero page), ``bytes_swapped`` and ``bytes_cut``
     (present, but in a huge page that the range covers in part, with ``partial="inside"``) and
     ``bytes_other_size`` (present, in pages of another size than ``only``) grow while
-    ``windows()`` is consumed. ``method`` names the way in use: one of ``METHODS``. Raises
-    ``ProcessGoneError`` or ``NotPermittedError`` when the process cannot be looked at.
+    ``windows()`` is consumed, which has what ``selection`` keeps.
+    ``method`` names the way in use: one of ``METHODS``. Raises ``ProcessGoneError`` or
+    ``NotPermittedError`` when the process cannot be looked at.
     """
 
     def __init__(
@@ -126,12 +128,14 @@ class Survey:
         method: str | None = None,
         partial: str = "touched",
         only: PageSize | None = None,
+        selection: Selection | None = None,
     ) -> None:
         if method is not None and method not in METHODS:
             raise ValueError(f"the survey method is one of {', '.join(METHODS)}, not {method!r}")
         self.target = target
         self.bytes_other_size = 0
         self._only = only
+        self.selection = selection
         self.method = method or "scan"
         self._forced = method is not None
         self._c: Any = ffi.new("struct pf_survey *")
@@ -192,7 +196,9 @@ class Survey:
             while self._parts:
                 count = self._fill(extents, pointer)
                 found = extents[:count] if self._only is None else self._of_size(extents[:count])
-                if len(found):
+                if self.selection is not None:
+                    yield from self.selection.keep(found)
+                elif len(found):
                     yield found
             self._check_alive()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import sys
 from pathlib import Path
 
+from .. import console
 from ..errors import NodeError, RangeError
 from ..flags import parse_nodes, parse_range, parse_size
 from ..page_size import parse_page_size
@@ -168,6 +170,31 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="end the move between two batches after so long, with what has moved by then",
     )
+
+
+def add_activity(parser: argparse.ArgumentParser) -> None:
+    """Add ``--hot`` and ``--idle``."""
+    either = parser.add_mutually_exclusive_group()
+    told = "(told of each page where the kernel has idle page tracking, else of whole mappings)"
+    either.add_argument(
+        "--hot",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"watch for so long, then take only pages that were touched meanwhile {told}",
+    )
+    either.add_argument(
+        "--idle",
+        type=seconds,
+        metavar="SECONDS",
+        help="the same, only pages that nobody touched",
+    )
+
+
+def say_watching(args: argparse.Namespace) -> None:
+    """Tell somebody at a terminal why nothing moves yet."""
+    asked = args.hot or args.idle
+    if asked and sys.stderr.isatty():
+        console.notify(f"watching for {asked:g} s which pages are touched")
 
 
 class _OwnMemoryOnly(argparse.Action):

@@ -132,8 +132,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default="stock",
         metavar="NAME|PATH",
         help="a distribution's kernel (stock, stock-6.1), the former with the live module "
-        "(stock+module), one built by the lab (patched, vanilla, patched-debug), or a bzImage or "
-        "vmlinux with 9p, virtio and overlayfs built in (stock)",
+        "(stock+module), one built by the lab (patched, vanilla, patched-debug, idle), or a "
+        "bzImage or vmlinux with 9p, virtio and overlayfs built in (stock)",
     )
     group.add_argument(
         "--modules", type=Path, metavar="DIR", help="where a kernel at PATH has its .ko files"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from .. import console, sysfs
 from ..areas import areas
+from ..errors import TargetError
 from ..locate import locate
 from ..pages import KINDS
 from ..pictures import placement as drawing
@@ -34,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
     )
+    arguments.add_activity(parser)
     arguments.add_plot(parser, "it by node and kind of page, and along the address space")
     arguments.add_json(parser)
     parser.set_defaults(run=run)
@@ -41,9 +44,21 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the placement."""
+    if args.plot and (args.hot or args.idle):
+        raise TargetError(
+            errno.EINVAL, "--plot draws all pages", "leave --hot and --idle out, or --plot"
+        )
     picture = arguments.picture(args)
+    arguments.say_watching(args)
     pid = os.getpid() if args.self else args.pid
-    placement = locate(args.addresses, pid=pid, partial=args.partial, threads=args.threads)
+    placement = locate(
+        args.addresses,
+        pid=pid,
+        partial=args.partial,
+        threads=args.threads,
+        hot=args.hot,
+        idle=args.idle,
+    )
     view = _view(args, pid, placement) if args.plot else None
     if args.json:
         along = {} if view is None else {"areas": [area.as_dict() for area in view.areas]}

@@ -84,12 +84,15 @@ def run(args: argparse.Namespace) -> int:
         "partial": args.partial,
         "kind": args.kind,
         "only_page_size": args.page_size,
+        "hot": args.hot,
+        "idle": args.idle,
         "shared": args.shared,
         "exact": args.exact,
         "control": MoveControl(max_gbps=args.max_gbps),
         "stall_ms": args.stall_ms,
         "timeout": args.timeout,
     }
+    arguments.say_watching(args)
     if several is not None:
         return several_processes.move(several, node, request, as_json=args.json)
     interrupted = False
@@ -133,6 +136,7 @@ def show(result: MoveResult) -> None:
         "freed meanwhile": result.bytes_gone,
         "in cut huge pages, left": result.bytes_cut,
         "in pages of other sizes, left": result.bytes_other_size,
+        "left by --hot or --idle": result.bytes_other_activity,
         "never touched": result.bytes_not_present,
     }
     parts = [f"{name} {console.size(size)}" for name, size in rest.items() if size]

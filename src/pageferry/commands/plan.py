@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
+from ..activity import watched
 from ..errors import DescriptionError, PageferryError, TargetError
 from ..filters import MEMORY_KINDS
 from ..flags import MigrateMode, parse_nodes
@@ -85,6 +86,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="only pages of this size: 4K, 2M (transparent huge pages), 2M-hugetlb, 1G",
     )
+    arguments.add_activity(parser)
     parser.add_argument(
         "--threads", type=arguments.threads, default="auto", help="a number, or auto (default)"
     )
@@ -126,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan of the move that the arguments ask for."""
     node = arguments.one_node(args.to)
     several = processes(args)
+    arguments.say_watching(args)
     look = partial(
         outlook,
         args.addresses,
@@ -138,9 +141,10 @@ def run(args: argparse.Namespace) -> int:
         only_page_size=args.page_size,
     )
     if several is not None:
-        return several_processes.plan(several, node, look, as_json=args.json)
+        activities = watched(several, args.hot, args.idle)
+        return several_processes.plan(several, node, look, activities, as_json=args.json)
     (pid,) = args.pids
-    found = look(pid=pid)
+    found = look(pid=pid, hot=args.hot, idle=args.idle)
     free = topology().free(node)
     if args.json:
         console.print_json(

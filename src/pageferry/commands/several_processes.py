@@ -27,6 +27,7 @@ from ..topology import topology
 from .suspended import suspension
 
 if TYPE_CHECKING:
+    from ..activity import Activity
     from ..engine import Progress
 
 
@@ -119,14 +120,19 @@ def _outcome(moved: ProcessMoved) -> str:
 
 
 def plan(
-    processes: Sequence[Process], node: int, look: Callable[..., Outlook], *, as_json: bool
+    processes: Sequence[Process],
+    node: int,
+    look: Callable[..., Outlook],
+    activities: Mapping[Process, Mapping[str, Activity]],
+    *,
+    as_json: bool,
 ) -> int:
     """Print what a move of them would do; the exit code is 1 where one cannot be looked at."""
     found: list[tuple[Process, Outlook | PageferryError]] = []
     for process in processes:
         try:
             check_same(process)
-            found.append((process, look(pid=process.pid)))
+            found.append((process, look(pid=process.pid, **activities.get(process, {}))))
         except PageferryError as error:
             found.append((process, error))
     outlooks = [outlook for _, outlook in found if isinstance(outlook, Outlook)]

@@ -52,6 +52,7 @@ RECIPES = {
         ("guest.config", "debug.config"),
         "patched, with lockdep, DEBUG_ATOMIC_SLEEP, DEBUG_VM and error injection",
     ),
+    "idle": Recipe(False, ("guest.config", "idle.config"), "vanilla, with idle page tracking"),
 }
 
 
