@@ -10,7 +10,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-kernel test-stress test-tensors test-faults fuzz analyze
+	man docs clean help test-browser test-kernel test-stress test-tensors test-faults fuzz analyze
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -25,6 +25,7 @@ help:
 	@echo "make analyze        the C core under the static analyzers of gcc and clang"
 	@echo "make wheel   wheel and sdist in dist/"
 	@echo "make docs    the documentation as a site, in build-docs/"
+	@echo "make test-browser   the report and the site in Chromium, wide and narrow"
 	@echo "make man     the manual page"
 	@echo "make format  ruff format and fix;  make lint: ruff and mypy"
 
@@ -105,6 +106,13 @@ docs: build
 	@echo "build-docs/index.html"
 
 # What the build made from the command's own parser.
+# Needs Chromium: 300 MB, so it is asked for. Screenshots are in build-browser/.
+test-browser: docs
+	scripts/install chromium
+	mkdir -p build-browser
+	$(BIN)/pageferry report docs/pageferry-series.json --output build-browser/report.html
+	$(BIN)/python scripts/test_browser.py build-browser build-browser/report.html build-docs
+
 man: build
 	@MANPATH=$(VENV)/share/man man pageferry
 

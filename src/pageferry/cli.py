@@ -27,6 +27,7 @@ COMMANDS = (
     "locate",
     "plan",
     "move",
+    "steer",
     "run",
     "predict",
     "calibrate",

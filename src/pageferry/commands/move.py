@@ -16,6 +16,7 @@ from ..flags import MigrateMode
 from ..migrate import MoveInterrupted, move
 from ..progress_bar import MoveBar
 from ..report import MoveResult, page_hint
+from ..steering import Steerable
 from . import arguments, plan, several_processes
 from .suspended import suspension
 
@@ -29,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "processes use too stay, unless --shared is given. Several processes are moved one after "
         "the other; what goes wrong with one of them does not stop the others. This process, "
         "kernel threads and what has ended are not meant by --cgroup, --unit and --name.",
-        epilog="Ctrl-Z stops it between two batches, until it is continued. Ctrl-C ends the move "
+        epilog="pageferry steer PID, from another terminal, pauses it or changes its --max-gbps. "
+        "Ctrl-Z stops it between two batches, until it is continued. Ctrl-C ends the move "
         "between two batches and reports what moved, as --timeout does (with exit code 1, and for "
         "all processes together); memory is whole at any time. Exit codes: 0 all moved, 1 "
         "something not moved (with several processes: of one of them, also as it ended), 2 usage, "
@@ -97,10 +99,15 @@ def run(args: argparse.Namespace) -> int:
         return several_processes.move(several, node, request, as_json=args.json)
     interrupted = False
     try:
-        with suspension(request["control"]) as suspended, MoveBar(f"to node {node}") as bar:
+        with (
+            suspension(request["control"]) as suspended,
+            MoveBar(f"to node {node}") as bar,
+            Steerable(request["control"], node, args.pids) as steered,
+        ):
 
             def show_progress(now: Progress) -> None:
                 suspended.obey(bar)
+                steered.note(now)
                 bar.show(now)
 
             result = move(args.addresses, node, pid=args.pids[0], progress=show_progress, **request)

@@ -23,6 +23,7 @@ from ..several import (
     error_dict,
     move_processes,
 )
+from ..steering import Steerable
 from ..topology import topology
 from .suspended import suspension
 
@@ -39,10 +40,12 @@ def move(
     with (
         suspension(request["control"]) as suspended,
         for_processes(processes, node) as (bar, show),
+        Steerable(request["control"], node, [process.pid for process in processes]) as steered,
     ):
 
         def show_progress(process: Process, now: Progress) -> None:
             suspended.obey(bar)
+            steered.note(now)
             show(process, now)
 
         try:

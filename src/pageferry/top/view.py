@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,6 +15,7 @@ from ..nodestat import NodeStat
 from ..pictures import text
 from ..pictures.topology import USES
 from ..scan import ProcessStat
+from ..steering import processes, told
 from .watch import Sample
 
 _NODE_COLUMNS = 4  # more nodes than this have no column of their own in the list of processes
@@ -31,10 +33,16 @@ def screen(
 ) -> RenderableType:
     """Return the whole screen; ``chosen`` is the process id of the line that is marked."""
     nodes = _nodes(sample.nodes, width)
-    room = max(height - len(sample.nodes) - 6, 1)
+    room = max(height - len(sample.nodes) - len(sample.moves) - 6, 1)
     shown = _window(sample.processes, chosen, room)
     return Group(
-        _head(sample), Text(), nodes, Text(), _processes(shown, sample, sort, chosen), foot
+        _head(sample),
+        Text(),
+        nodes,
+        Text(),
+        _processes(shown, sample, sort, chosen),
+        *map(_move, sample.moves),
+        foot,
     )
 
 
@@ -47,6 +55,7 @@ def plain(sample: Sample, *, sort: str, width: int, limit: int) -> RenderableTyp
         _nodes(sample.nodes, width),
         Text(),
         _processes(listed, sample, sort, None),
+        *map(_move, sample.moves),
     )
 
 
@@ -134,6 +143,20 @@ def _cells(process: ProcessStat, nodes: Sequence[int]) -> list[str]:
         *(f"{process.nodes.get(node, 0) / whole:.0%}" for node in nodes),
         ",".join(map(str, sorted(process.home))),
     ]
+
+
+def _move(move: dict[str, Any]) -> Text:
+    """Return a line about a move that another process makes."""
+    line = Text(f"pageferry {move['pid']}", "bold", no_wrap=True, overflow="ellipsis")
+    line.append(f" moves {processes(move)} to node {move['node']}", "default")
+    share, moved, rate, left = told(move)
+    if moved:
+        line.append(f": {share}, {moved} at {rate} GB/s")
+    if left:
+        line.append(f", {left} left")
+    if move["paused"]:
+        line.append(", paused", "bold")
+    return line
 
 
 def _table() -> Table:

@@ -12,6 +12,7 @@ from .. import procfs
 from ..nodestat import NodeStat, memory_pressure, node_stats
 from ..pages import PAGE_SIZE
 from ..scan import BackgroundScan, ProcessScan, ProcessStat
+from ..steering import moves
 
 #: Names of the ways to sort, in the order in which a key goes through them.
 SORTS = ("remote", "resident", "thp", "name", "pid")
@@ -34,6 +35,8 @@ class Sample:
     rates: dict[str, float] = field(default_factory=dict)
     waiting: int | None = None
     """The process whose lock the reading waits for, if it does for long."""
+    moves: tuple[dict[str, Any], ...] = ()
+    """What ``pageferry move`` does now in other processes, see ``steering.moves``."""
 
     @property
     def migrated(self) -> float:
@@ -53,6 +56,7 @@ class Sample:
             "memory_pressure_percent": self.pressure,
             "per_second": {name: round(rate, 3) for name, rate in self.rates.items()},
             "migrated_bytes_per_second": round(self.migrated),
+            "moves": list(self.moves),
         }
 
 
@@ -81,6 +85,7 @@ class Watch:
             memory_pressure(),
             rates,
             waiting=self._scan.waiting,
+            moves=tuple(moves()),
         )
 
     def sorted(self, processes: list[ProcessStat]) -> tuple[ProcessStat, ...]:
