@@ -121,6 +121,11 @@ uint32_t preload_threads(const int32_t **cpus)
 	for (i = 0; i < settings->threads; i++)
 		if (settings->cpus[i] >= CPU_SETSIZE || !CPU_ISSET(settings->cpus[i], &set))
 			return settings->threads < allowed ? settings->threads : allowed;
-	*cpus = settings->cpus;
+	/*
+	 * With a thread for each CPU there is nothing to choose, and a helper that is
+	 * pinned to where the scheduler puts the caller waits beside an idle CPU.
+	 */
+	if (settings->threads < allowed)
+		*cpus = settings->cpus;
 	return settings->threads;
 }

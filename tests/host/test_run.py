@@ -132,6 +132,25 @@ def test_the_flag_goes_with_a_move(node: int) -> None:
         assert done.stdout.startswith(f"-1 {errno.EINVAL} ")
 
 
+HELPERS = """
+for task in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{task}/comm") as file:
+        if re.fullmatch(r"pageferry/\\d+\\n", file.read()):
+            print(len(os.sched_getaffinity(int(task))))
+"""
+
+
+def test_helpers_are_pinned_where_there_is_a_choice(node: int) -> None:
+    """With as many threads as CPUs one would wait where the scheduler has put the caller."""
+    code = f"import re\n{MOVER}\n{HELPERS}"
+    arguments = ["--", sys.executable, "-c", code, node, 2]
+    done = pageferry_run("--mt", "always", "--threads", 2, *arguments)
+    cpus = len(os.sched_getaffinity(0))
+    if cpus == 1:
+        pytest.skip("one CPU: no helpers")
+    assert done.stdout == f"0 0 {{{node}}}\n{1 if cpus > 2 else cpus}\n"
+
+
 # --- what is said
 
 
