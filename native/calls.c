@@ -10,7 +10,7 @@
 /* Since Linux 5.17; the headers we build against may be older. */
 enum { SYS_HOME_NODE = 450 };
 
-enum { MOVE_FLAG = 1 << 1, INTERRUPTED = 3 };
+enum { MOVE_FLAG = 1 << 1 };
 
 int64_t pf_sys_move_pages(int32_t pid, uint64_t count, const uint64_t *pages,
 			  const int32_t *nodes, int32_t *status, int32_t flags)
@@ -99,20 +99,4 @@ void *map_memory(uint64_t bytes)
 			    -1, 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
-}
-
-void unmap_memory(void *memory, uint64_t bytes)
-{
-	int before = errno;
-	int tries = 0;
-
-	if (!memory)
-		return;
-	while (munmap(memory, bytes)) {
-		if (errno == EINTR && ++tries < INTERRUPTED)
-			continue;
-		madvise(memory, bytes, MADV_DONTNEED);
-		break;
-	}
-	errno = before;
 }

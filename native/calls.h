@@ -86,9 +86,8 @@ int user_read_ends(uint64_t ends[2], const uint64_t *array, uint64_t count);
 void *map_memory(uint64_t bytes);
 
 /*
- * The end of it, or of any anonymous mapping. Where the kernel refuses, as it
- * does when a mapping would fall in two and the process has as many as it may
- * have, its pages are given back and only address space is left.
+ * The end of it, or of any anonymous mapping. Where the kernel refuses, its
+ * pages are given back, and its addresses the next time: see unmap.c.
  */
 void unmap_memory(void *memory, uint64_t bytes);
 

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "crew.h"
 #include "pace.h"
 #include "populate.h"
@@ -238,7 +239,7 @@ static void user_work(void *arg, uint32_t number)
 	struct running *running = arg;
 	struct worker *worker = &running->workers[number];
 	struct lane *lane = &worker->lane;
-	int error;
+	int error, lost;
 
 	lane->block = (uintptr_t)running;
 	lane->block_bytes = running->bytes;
@@ -246,7 +247,9 @@ static void user_work(void *arg, uint32_t number)
 	if (!error) {
 		prefer_target(&worker->before, running->user->target);
 		work_on(running, number);
-		prefer_as_before(&worker->before);
+		lost = prefer_as_before(&worker->before);
+		if (lost && number == 0)	/* a helper's is nobody's concern */
+			running->user->policy_lost = (uint32_t)-lost;
 		engine_leave(lane);
 	}
 	if (error && number == 0)	/* the others can do without this one, as far as they come */
@@ -342,7 +345,7 @@ static int run(struct pf_user *user)
 		return 0;
 	}
 	if (cursor_init(&running->cursor, user->extents, user->n_extents, user->threads)) {
-		munmap(running, bytes);
+		unmap_memory(running, bytes);
 		leave_all(user, ENOMEM);
 		return 0;
 	}
@@ -368,7 +371,7 @@ static int run(struct pf_user *user)
 		user->n_left = user->max_left;
 	user->piece_bytes = running->piece_bytes;
 	cursor_destroy(&running->cursor);
-	munmap(running, bytes);
+	unmap_memory(running, bytes);
 	if (workers < 0)
 		return workers;
 	return user->cancel ? -ECANCELED : 0;

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "user_run.h"
 #include "userfault.h"
 
@@ -17,10 +18,10 @@ static bool has_remap(void)
 		return false;
 	/* The kernel looks at the address also without MREMAP_FIXED. */
 	moved = mremap(memory, (size_t)page, (size_t)page, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
-	munmap(memory, (size_t)page);
+	unmap_memory(memory, (uint64_t)page);
 	if (moved == MAP_FAILED)
 		return false;
-	munmap(moved, (size_t)page);
+	unmap_memory(moved, (uint64_t)page);
 	return true;
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "calls.h"
 #include "pace.h"
 #include "pool.h"
 #include "populate.h"
@@ -66,7 +67,7 @@ static int find_fresh(const struct task *task, struct fresh *fresh)
 		return error;
 	error = pf_populate(fresh->at.start, task->bytes, user->target, fresh->shift, 0, 1, NULL);
 	if (error < 0) {
-		munmap((void *)(uintptr_t)fresh->at.map, fresh->at.map_bytes);
+		unmap_memory((void *)(uintptr_t)fresh->at.map, fresh->at.map_bytes);
 		return error;
 	}
 	return 0;
@@ -197,6 +198,6 @@ void move_piece(const struct task *task)
 			pool_give(task->running->user->target, fresh.shift,
 				  (void *)(uintptr_t)fresh.at.start, task->bytes);
 		else
-			munmap((void *)(uintptr_t)fresh.at.map, fresh.at.map_bytes);
+			unmap_memory((void *)(uintptr_t)fresh.at.map, fresh.at.map_bytes);
 	}
 }

@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "pool.h"
 #include "user_engine.h"
 #include "userfault.h"
@@ -303,11 +304,12 @@ static void free_torn(const struct piece *piece)
 	uint32_t i;
 
 	if (piece->side.start > piece->side.map)
-		munmap(at(piece->side.map), piece->side.start - piece->side.map);
+		unmap_memory(at(piece->side.map), piece->side.start - piece->side.map);
 	for (i = 0; i < piece->n_spans; i++)
-		munmap(at(piece->side.start + piece->spans[i].offset), piece->spans[i].bytes);
+		unmap_memory(at(piece->side.start + piece->spans[i].offset),
+			     piece->spans[i].bytes);
 	if (piece->side.map + piece->side.map_bytes > end)
-		munmap(at(end), piece->side.map + piece->side.map_bytes - end);
+		unmap_memory(at(end), piece->side.map + piece->side.map_bytes - end);
 }
 
 void piece_free(struct lane *lane)
@@ -315,7 +317,7 @@ void piece_free(struct lane *lane)
 	if (lane->piece.side_torn)
 		free_torn(&lane->piece);
 	else
-		munmap(at(lane->piece.side.map), lane->piece.side.map_bytes);
+		unmap_memory(at(lane->piece.side.map), lane->piece.side.map_bytes);
 }
 
 void piece_give(struct lane *lane, int32_t node)
@@ -329,9 +331,9 @@ void piece_give(struct lane *lane, int32_t node)
 		return;
 	}
 	if (piece->side.start > piece->side.map)
-		munmap(at(piece->side.map), piece->side.start - piece->side.map);
+		unmap_memory(at(piece->side.map), piece->side.start - piece->side.map);
 	if (map_end > end)
-		munmap(at(end), map_end - end);
+		unmap_memory(at(end), map_end - end);
 	pf_prefer_node(piece->side.start, piece->bytes, node);
 	madvise(at(piece->side.start), piece->bytes,
 		1ull << piece->shift == lane->page ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);

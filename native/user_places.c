@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "calls.h"
 #include "user_engine.h"
 #include "userfault.h"
 
@@ -71,7 +72,7 @@ static void drop(struct lane *lane, uint64_t start, uint64_t bytes)
 	if (!userfault_register(lane->side_watch, (uintptr_t)bin, bytes,
 				UFFDIO_REGISTER_MODE_MISSING))
 		userfault_move_some(lane->side_watch, (uintptr_t)bin, start, bytes, lane->page);
-	munmap(bin, bytes);
+	unmap_memory(bin, bytes);
 }
 
 bool lane_hear(struct lane *lane)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The memory policy of a thread while it moves pages. */
+#include <errno.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "user_run.h"
@@ -25,12 +27,27 @@ void prefer_target(struct policy *before, int32_t node)
 		before->known = false;
 }
 
-void prefer_as_before(const struct policy *before)
+int prefer_as_before(const struct policy *before)
 {
-	if (before->known)
-		syscall(SYS_set_mempolicy, before->mode,
-			before->mode == MPOL_DEFAULT ? NULL : before->mask,
-			(unsigned long)NODE_BITS + 1);
+	const struct timespec pause = { .tv_nsec = 1000000 };
+	int error = 0;
+	int tries;
+
+	for (tries = 0; before->known && tries < PIECE_PATIENCE; tries++) {
+		if (!syscall(SYS_set_mempolicy, before->mode,
+			     before->mode == MPOL_DEFAULT ? NULL : before->mask,
+			     (unsigned long)NODE_BITS + 1))
+			return 0;
+		error = -errno;
+		if (error != -ENOMEM)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	/* This one takes no memory. Better than to prefer the target from now on. */
+	if (error && !syscall(SYS_set_mempolicy, MPOL_DEFAULT, NULL, 0ul) &&
+	    before->mode == MPOL_DEFAULT)
+		error = 0;
+	return error;
 }
 
 bool thread_decides(uint64_t address)

@@ -75,7 +75,12 @@ uint32_t user_needs(uint32_t way);
 /* ---- user_policy.c: UFFDIO_COPY takes pages where the thread prefers them ---- */
 
 void prefer_target(struct policy *before, int32_t node);
-void prefer_as_before(const struct policy *before);
+
+/*
+ * 0, or -errno: what the thread had cannot be set again, so it has the default
+ * one, or where not even that can be, goes on preferring the target.
+ */
+int prefer_as_before(const struct policy *before);
 
 /* A policy of the mapping itself would overrule the thread's. */
 bool thread_decides(uint64_t address);

@@ -613,7 +613,8 @@ struct pf_user {
 	uint32_t workers;
 	/* set by any thread, any time */
 	uint32_t pause;			/* not 0: no piece is begun; the call waits, and polls */
-	uint32_t reserved;
+	/* written by the core */
+	uint32_t policy_lost;		/* errno: the calling thread's memory policy is not what it was */
 	struct pf_user_progress progress;
 };
 
@@ -636,6 +637,12 @@ struct pf_user {
  * clone(2) directly, past the C library, may find holes.
  */
 PF_API int pf_user_run(struct pf_user *user);
+
+/*
+ * Addresses that the kernel would not let the core unmap (vm.max_map_count), in
+ * bytes. They hold no pages, and are unmapped as soon as the kernel lets it.
+ */
+PF_API uint64_t pf_kept_bytes(void);
 
 /* ---- Exchange: two ranges of this process swap their nodes ---------------------- */
 

@@ -275,6 +275,11 @@ class KernelRun:
                 self.end()
         self._windows += 1
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user engine could not set back as it was."""
+        return () if self._user is None else self._user.warnings
+
     def end(self) -> None:
         """End the move between two batches. Any thread may call it."""
         self._c.cancel = 1

@@ -273,6 +273,7 @@ def _move(
             *planning.warnings,
             *(chosen.notes if chosen else ()),
             *_warnings(verified, node, counts),
+            *run.warnings,
         ),
         counters=_change(before),
         statuses=_joined(run) if statuses else None,

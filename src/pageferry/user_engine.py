@@ -318,6 +318,17 @@ class UserRun:
         return bool(self._c.cancel)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be set back as it was."""
+        if not self._c.policy_lost:
+            return ()
+        name = errno.errorcode.get(self._c.policy_lost, str(self._c.policy_lost))
+        return (
+            f"the memory policy of this thread is not what it was ({name}): set it again by "
+            "set_mempolicy(2)",
+        )
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes that moved so far."""
         return int(self._c.progress.bytes_moved)

@@ -86,6 +86,7 @@ static void user_engine(struct outcome *outcome, uint32_t way, bool huge, uint32
 	outcome->told = p->bytes_left + p->bytes_skipped;
 	outcome->gone = p->bytes_gone;
 	outcome->error = first_named(p->left);
+	outcome->policy_lost = user.policy_lost;
 }
 
 static void user_checked(struct outcome *outcome)

@@ -14,6 +14,7 @@ struct outcome {
 	uint64_t told;		/* left, failed or skipped, and said so */
 	uint64_t gone;		/* freed, it says */
 	int error;		/* an errno that it names, besides the result */
+	bool policy_lost;	/* it says that the thread's policy is another one */
 };
 
 struct scenario {
