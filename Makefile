@@ -20,6 +20,10 @@ help:
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
+	@echo "make test-trouble   processes killed, stopped, out of memory, never still, while they move"
+	@echo "make soak    moves for SOAK_SECONDS=3600 under writers, in a guest; nothing may grow"
+	@echo "make coverage       which lines of the C core its tests reach"
+	@echo "make release-check  sdist, wheel and Debian package: built twice, installed, tried"
 	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make analyze        the C core under the static analyzers of gcc and clang"
@@ -71,6 +75,33 @@ test-tensors: build
 test-faults: setup
 	$(BIN)/python scripts/test_faults.py --json build-tests-gcc/faults.json
 
+ROUNDS := 100
+SEED := 1
+RESTLESS := build-tests-gcc/tests/c/test-restless
+
+# In a guest, where pages have somewhere to go; SEED repeats what was random.
+test-trouble: build lab
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c '\
+		{ test -d build-tests-gcc || CC=gcc meson setup build-tests-gcc -Dbuild_tests=true; } && \
+		ninja -C build-tests-gcc tests/c/test-restless'
+	for seed in $$(seq $(SEED) $$(($(SEED) + $(ROUNDS) / 5))); do $(RESTLESS) $$seed || exit 1; done
+	$(BIN)/pageferry lab run --topology two-node --memory 1536M --cpus 2 --timeout 7200 -- \
+		env PAGEFERRY_ROUNDS=$(ROUNDS) PAGEFERRY_SEED=$(SEED) $(CURDIR)/$(BIN)/python \
+		-m pytest -p no:cacheprovider $(CURDIR)/tests/guest/test_death.py
+
+SOAK_SECONDS := 3600
+
+# Figures and a plot in build-soak/.
+soak: build lab
+	mkdir -p build-soak
+	$(BIN)/pageferry lab run --topology two-node --memory 768M --cpus 2 \
+		--timeout $$(($(SOAK_SECONDS) + 600)) --writable $(CURDIR)/build-soak -- \
+		$(CURDIR)/$(BIN)/python $(CURDIR)/scripts/soak.py $(SOAK_SECONDS) \
+		--json $(CURDIR)/build-soak/soak.json --plot $(CURDIR)/build-soak/soak.png
+
+coverage: setup
+	$(BIN)/python scripts/coverage.py
+
 SECONDS := 60
 
 fuzz: build
@@ -100,6 +131,10 @@ lab: build
 
 wheel: build
 	$(BUILD)
+
+# Of the last commit. What was built is in dist/.
+release-check: setup
+	$(BIN)/python scripts/release_check.py
 
 docs: build
 	$(BIN)/python -m sphinx -q -W --keep-going -d build-docs/.doctrees docs build-docs

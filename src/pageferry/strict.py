@@ -94,7 +94,9 @@ class Fields:
     def end(self) -> None:
         """Raise ``ValueError`` for fields that nobody took."""
         if self._left:
-            unknown = ", ".join(_short(key) for key in self._left)
+            unknown = ", ".join(_short(key) for key in list(self._left)[:5])
+            if len(self._left) > 5:
+                unknown += f" and {len(self._left) - 5} more"
             raise ValueError(f"{self.name('') or 'the whole'} has unknown fields: {unknown}")
 
 

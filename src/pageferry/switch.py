@@ -54,7 +54,7 @@ def read_switch(root: str | os.PathLike[str] = "/") -> Switch:
         raise _wrong(path, str(error)) from None
     unknown = sorted(set(values) - {"mt", "threads"})
     if unknown:
-        raise _wrong(path, f"there is no setting named {unknown[0]!r}")
+        raise _wrong(path, f"there is no setting named {_shown(unknown[0])}")
     value = values.get("mt", "flag")
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value not in _VALUES:
         raise _wrong(path, f'mt is 0, 1 or "flag", not {_shown(value)}')

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
@@ -371,6 +372,33 @@ static void one_step(void)
 	}
 }
 
+/* Somebody has to say what there was at that address. */
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+	uintptr_t at = (uintptr_t)info->si_addr;
+	FILE *file = fopen("/proc/self/maps", "r");
+	char line[512];
+	uint64_t from, to;
+
+	(void)context;
+	fprintf(stderr, "seed %" PRIu64 ", step %lu: signal %d, code %d at %#" PRIxPTR
+		", %s thread\n", seed, step, number, info->si_code, at,
+		getpid() == gettid() ? "first" : "another");
+	for (int i = 0; i < SLOTS; i++) {
+		size_t page = (at - (uintptr_t)slots[i].start) / PAGE;
+
+		fprintf(stderr, "slot %d is at %p\n", i, (void *)slots[i].start);
+		if (slots[i].start && page < PAGES)
+			fprintf(stderr, "there: slot %d, page %zu, access %d, stamp %" PRIu64 "\n", i,
+				page, slots[i].access[page], slots[i].stamp[page]);
+	}
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2 && to + HUGE > at &&
+		    from < at + HUGE)
+			fputs(line, stderr);
+	_exit(1);
+}
+
 /* ---- Who moves it -------------------------------------------------------------------------------- */
 
 static uint64_t survey(int slot, struct pf_extent *extents)
@@ -448,7 +476,9 @@ static void *move_on(void *arg)
 static void begin(void)
 {
 	size_t bytes = (size_t)WINDOWS * WINDOW_BYTES;
+	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_RESETHAND };
 
+	MUST(!sigaction(SIGSEGV, &action, NULL) && !sigaction(SIGBUS, &action, NULL));
 	windows = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	MUST(windows != MAP_FAILED);
 	MUST(!munmap(windows, bytes));

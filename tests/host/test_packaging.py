@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -161,3 +162,30 @@ def test_the_wheel_installs_and_moves(wheel: Path, tmp_path: Path) -> None:
     assert version == f"pageferry {VERSION}\n"
     table = run(python, "-m", "pageferry", "lab", "run", "--help", cwd=tmp_path)
     assert "--topology" in table
+
+
+def test_the_debian_package(wheel: Path, tmp_path: Path) -> None:
+    """Of that wheel, twice the same; what make release-check then installs."""
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("no dpkg-deb here")
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        script = ROOT / "scripts/debian_package.py"
+        run(sys.executable, script, wheel, tmp_path / name, cwd=tmp_path)
+        (package,) = (tmp_path / name).iterdir()
+        made.append(package.read_bytes())
+    assert made[0] == made[1]
+    assert package.name.startswith(f"pageferry_{VERSION}_")
+    fields = run("dpkg-deb", "--field", package, "Package", "Version", "Depends", cwd=tmp_path)
+    assert f"Version: {VERSION}\n" in fields and "python3-cffi-backend" in fields
+    listed = run("dpkg-deb", "--contents", package, cwd=tmp_path)
+    for place in (
+        "./usr/bin/pageferry",
+        "./usr/lib/python3/dist-packages/pageferry/_native.abi3.so",
+        "./usr/lib/python3/dist-packages/pageferry/libpageferry_preload.so",
+        "./usr/share/man/man1/pageferry.1.gz",
+        "./usr/share/doc/pageferry/copyright",
+    ):
+        assert f" {place}\n" in listed, listed
+    assert "root/root" in listed and "__pycache__" not in listed

@@ -91,7 +91,10 @@ def test_a_switch_of_another_user_is_refused(file: Path) -> None:
             read_switch(file.parents[1])
 
 
-@pytest.mark.parametrize("text", ["mt = " + "[" * 5000, "mt = " + "9" * 5000, "[[[", "mt = '\0'"])
+@pytest.mark.parametrize(
+    "text",
+    ["mt = " + "[" * 5000, "mt = " + "9" * 5000, "[[[", "mt = '\0'", "9" * 5000 + " = 1"],
+)
 def test_a_switch_that_nobody_would_write(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(PageferryError, match="EINVAL") as info:
