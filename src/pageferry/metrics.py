@@ -17,7 +17,7 @@ from . import extras
 from .errors import errno_name
 
 if TYPE_CHECKING:
-    from .report import MoveResult
+    from .report import MoveResult, Stalls
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,28 @@ class Totals:
     failed: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     longest_call: float = 0.0
+    stalls: Stalls | None = None
+    """Of the last move in which the user engine took part."""
 
 
 _lock = threading.Lock()
 _moves: Counter[str] = Counter()
 _moved: Counter[int] = Counter()
 _failed: Counter[str] = Counter()
+_stalls: Stalls | None = None
 _sums = {"bytes_failed": 0, "seconds": 0.0, "longest_call": 0.0}
 
 
 def count(result: MoveResult) -> None:
     """Add a move; ``move()`` does it for each."""
+    global _stalls
     outcome = "complete" if result.complete else "cancelled" if result.cancelled else "incomplete"
     with _lock:
         _moves[outcome] += 1
         _moved[result.node] += result.bytes_moved
         for number, pages in result.failed.items():
             _failed[errno_name(number)] += pages
+        _stalls = result.stalls or _stalls
         _sums["bytes_failed"] += result.bytes_failed
         _sums["seconds"] += result.seconds
         _sums["longest_call"] = max(_sums["longest_call"], result.longest_call_ms / 1000)
@@ -61,7 +66,7 @@ def totals() -> Totals:
     with _lock:
         return Totals(
             dict(_moves), dict(_moved), int(_sums["bytes_failed"]), dict(_failed),
-            _sums["seconds"], _sums["longest_call"],
+            _sums["seconds"], _sums["longest_call"], _stalls,
         )  # fmt: skip
 
 
@@ -99,6 +104,16 @@ class MoveCollector:
             "The longest system call of a move so far",
             value=now.longest_call,
         )
+        stalls = core.GaugeMetricFamily(
+            "pageferry_stall_seconds",
+            "How long accesses may have waited for a page in the last move by the user engine",
+            labels=["quantile"],
+        )
+        if now.stalls is not None:
+            told = {"0.5": now.stalls.p50_ms, "0.99": now.stalls.p99_ms, "1": now.stalls.max_ms}
+            for quantile, milliseconds in told.items():
+                stalls.add_metric([quantile], milliseconds / 1000)
+        yield stalls
 
 
 def register(registry: Any = None) -> MoveCollector:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pageferry import procfs
+from pageferry import procfs, topology
 from pageferry.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,52 @@ def test_prolog(tmp_path: Path) -> None:
     assert (args.command, args.to, args.source) == ("move", "2", "!2")
     nothing = {"PAGEFERRY": str(tmp_path / "missing")}
     assert subprocess.run([prolog], env=nothing, timeout=60).returncode == 0
+
+
+def test_prolog_moves_a_real_process(tmp_path: Path) -> None:
+    """As slurmd runs it; the services are one process, as there may be no system.slice here."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as service:
+        through = tmp_path / "pageferry"
+        through.write_text(
+            f"#!/bin/sh\nverb=$1; shift 3\n"  # --cgroup and system.slice
+            f'{sys.executable} -m pageferry "$verb" {service.pid} "$@"\n'
+            f"echo ended with $? >> {tmp_path}/log\n"
+        )
+        through.chmod(0o755)
+        machine = topology()
+        # Where there is one node only, there is none for services to leave.
+        good = 0 if len(machine.memory_nodes) > 1 else 2
+        for node, code in ((machine.target_nodes[0], good), (777, 2)):
+            done = subprocess.run(
+                [EXAMPLES / "slurm/prolog"],
+                env={
+                    "PAGEFERRY": str(through),
+                    "PAGEFERRY_SERVICE_NODE": str(node),
+                    "SLURM_JOB_ID": "17",
+                    "SLURM_JOB_UID": "0",
+                    "SLURMD_NODENAME": "here",
+                },
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert (done.returncode, done.stdout) == (0, "") and done.stderr
+            assert (tmp_path / "log").read_text().splitlines()[-1] == f"ended with {code}"
+        assert service.poll() is None
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script: Path) -> None:
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_manifests_fit_the_schemas_of_kubernetes() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    schemas = pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate here")
+    for resource in yaml.safe_load_all((EXAMPLES / "kubernetes/daemonset.yaml").read_text()):
+        schemas.validate(resource, schemas.latest_version(), strict=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from regions import PAGE
 from pageferry import cli, metrics, move, scan
 from pageferry.errors import PageferryError
 from pageferry.exporter import MachineCollector
+from pageferry.report import Stalls
 from pageferry.scan import PATIENCE, BackgroundScan, ProcessScan, memory_by_node
 from pageferry.topology import topology
 
@@ -227,6 +229,12 @@ def test_moves_of_this_process_are_counted() -> None:
     assert found["pageferry_moves_total", "complete"] == after.moves["complete"]
     assert found["pageferry_moved_bytes_total", str(result.node)] == after.moved[result.node]
     assert found["pageferry_failed_bytes_total",] == after.bytes_failed
+    # This machine may have no user engine: what it would have told.
+    metrics.count(replace(result, stalls=Stalls(7, 0.25, 1.0, 2.0)))
+    metrics.count(result)
+    found = samples(generate_latest(registry).decode())
+    told = [found["pageferry_stall_seconds", quantile] for quantile in ("0.5", "0.99", "1")]
+    assert told == [0.00025, 0.001, 0.002]
 
 
 # ---- The command

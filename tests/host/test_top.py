@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminal import Terminal
+from terminal import PATIENCE, Terminal
 
 from pageferry import cli
 from pageferry.nodestat import NodeStat
@@ -135,6 +136,17 @@ def test_killed_it_leaves_the_terminal_clean(top: Terminal, number: int) -> None
     top.kill(number)
     assert top.ended() == -number
     assert clean(top)
+
+
+def test_killed_for_good_it_leaves_the_terminal_clean(top: Terminal) -> None:
+    """By the shell beside it: it cannot do anything itself any more."""
+    assert not clean(top)
+    top.kill(signal.SIGKILL)
+    assert top.ended() == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
+    while not clean(top):
+        assert time.monotonic() < end, top.screen
+        top._read(0.1)
 
 
 def test_ctrl_c(top: Terminal) -> None:

@@ -13,6 +13,8 @@ import tty
 from types import TracebackType
 from typing import Any
 
+from .guard import Guard
+
 _NAMES = {
     "\x1b[A": "up", "\x1bOA": "up", "\x1b[B": "down", "\x1bOB": "down",
     "\x1b[5~": "page up", "\x1b[6~": "page down",
@@ -38,12 +40,14 @@ class Terminal:
         self._before: list[Any] = []
         self._wake = -1, -1
         self._fd_before = -1
+        self._guard: Guard | None = None
 
     def __enter__(self) -> Terminal:
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._fd_before = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         # A signal without a Python handler does not come through the wakeup file.
         self._resized = signal.signal(signal.SIGWINCH, lambda number, frame: None)
+        self._guard = Guard(self._fd)
         self.take()
         return self
 
@@ -54,6 +58,8 @@ class Terminal:
         traceback: TracebackType | None,
     ) -> None:
         self.give_back()
+        if self._guard is not None:
+            self._guard.close()
         signal.signal(signal.SIGWINCH, self._resized)
         signal.set_wakeup_fd(self._fd_before)
         for end in self._wake:
@@ -62,11 +68,15 @@ class Terminal:
     def take(self) -> None:
         """Have keys come one by one."""
         self._before = termios.tcgetattr(self._fd)
+        if self._guard is not None:
+            self._guard.say(on=True)
         tty.setcbreak(self._fd)
 
     def give_back(self) -> None:
         """Make the terminal what it was, and drop what was typed ahead."""
         termios.tcsetattr(self._fd, termios.TCSAFLUSH, self._before)
+        if self._guard is not None:
+            self._guard.say(on=False)
 
     def wait(self, seconds: float) -> list[str]:
         """Return the keys pressed; [] after so many seconds, or a signal. EOFError: hung up."""
