@@ -14,7 +14,12 @@
 #include "pages.h"
 #include "signals.h"
 
-enum { LIFT_US = 500 };		/* that a caller waits for helpers before it lifts them */
+enum {
+	LIFT_US = 500,		/* that a caller waits for helpers before it lifts them */
+	STARVED_JOBS = 2,	/* in a row: then callers go on alone for a while */
+	ALONE_US = 10000,	/* at first, then doubled */
+	ALONE_DOUBLED = 5,	/* so often: 0.32 s at most */
+};
 
 static struct {
 	pthread_mutex_t lock;
@@ -22,7 +27,8 @@ static struct {
 	struct watch *watch;
 	uint32_t size;
 	uint32_t named;
-	uint32_t jobs;
+	uint32_t starved;	/* jobs in a row whose helpers were starved */
+	uint64_t alone_until_us;	/* nobody is invited before */
 	cpu_set_t anywhere[CPU_SETS];	/* affinity to go back to when not pinned */
 	bool has_anywhere;
 	sigset_t fork_before;	/* the signals of a thread that forks */
@@ -79,7 +85,6 @@ static void fork_child(void)
 	crew.helpers = NULL;
 	crew.watch = NULL;
 	crew.size = 0;
-	crew.jobs = 0;
 	fork_parent();
 }
 
@@ -114,16 +119,25 @@ static void lift(struct helper *helper, int policy)
 	crew.probed = false;
 }
 
-static void look_after_helpers(void)
+/* True while there is somebody to look after. */
+static bool look_after_helpers(void)
 {
 	struct helper *helper;
+	bool any = false;
 	sigset_t before;
 
 	quiet_lock(&crew.lock, &before);
-	for (helper = crew.helpers; helper; helper = helper->next)
-		if (helper->taken && helper->yields && works(helper) && watch_starved(helper))
-			lift(helper, helper->job->policy);
+	for (helper = crew.helpers; helper; helper = helper->next) {
+		if (!helper->taken || !helper->yields || !works(helper))
+			continue;
+		any = true;
+		if (!watch_starved(helper))
+			continue;
+		__atomic_store_n(&helper->starved, 1, __ATOMIC_RELAXED);
+		lift(helper, helper->job->policy);
+	}
 	quiet_unlock(&crew.lock, &before);
+	return any;
 }
 
 static void dismiss(struct helper *helper)
@@ -186,7 +200,6 @@ static struct helper *new_helper(void)
 	pthread_mutex_lock(&crew.lock);
 	if (watch && !crew.watch) {
 		crew.watch = watch;
-		watch_jobs(watch, crew.jobs > 0);
 	} else if (watch) {		/* another caller was faster */
 		pthread_mutex_unlock(&crew.lock);
 		watch_stop(watch);
@@ -203,11 +216,31 @@ static struct helper *new_helper(void)
 	return helper;
 }
 
-static void jobs_change(uint32_t jobs)
+/*
+ * Others have the CPUs: to wake helpers that get none takes time from them and
+ * from the caller, so it is tried now and then only.
+ */
+static void learn(const struct helper *invited)
 {
-	if (crew.watch && !jobs != !crew.jobs)
-		watch_jobs(crew.watch, jobs > 0);
-	crew.jobs = jobs;
+	uint32_t helpers = 0, starved = 0, helped = 0, doubled;
+
+	for (; invited; invited = invited->beside) {
+		helpers++;
+		if (__atomic_load_n(&invited->starved, __ATOMIC_RELAXED))
+			starved++;
+		else if (__atomic_load_n(&invited->state, __ATOMIC_ACQUIRE) == HELPER_DONE)
+			helped++;
+	}
+	if (2 * starved < helpers && helped)
+		crew.starved = 0;
+	if (2 * starved < helpers || !helpers)
+		return;		/* after a short job, nothing is known */
+	if (++crew.starved < STARVED_JOBS)
+		return;
+	doubled = crew.starved - STARVED_JOBS;
+	if (doubled > ALONE_DOUBLED)
+		doubled = ALONE_DOUBLED;
+	crew.alone_until_us = now_us() + ((uint64_t)ALONE_US << doubled);
 }
 
 /* ---- Running a job -------------------------------------------------------------- */
@@ -238,6 +271,8 @@ static struct helper *invite(struct job *job, uint32_t threads, const int32_t *c
 	quiet_lock(&crew.lock, &before);
 	remember_affinity();
 	probe_yielding();
+	if (crew.yields && crew.starved >= STARVED_JOBS && now_us() < crew.alone_until_us)
+		threads = 1;
 	for (i = 1; i < threads; i++) {
 		struct helper *helper = idle_helper();
 
@@ -246,14 +281,13 @@ static struct helper *invite(struct job *job, uint32_t threads, const int32_t *c
 		if (!helper)
 			break;
 		helper->taken = true;
+		helper->watch = helper->yields ? crew.watch : NULL;
 		helper->beside = invited;
 		invited = helper;
 		helper_pin(helper, helper_cpu(cpus, threads, i, caller_cpu),
 			   crew.has_anywhere ? crew.anywhere : NULL);
 		helper_offer(helper, job, i);
 	}
-	if (invited)
-		jobs_change(crew.jobs + 1);
 	quiet_unlock(&crew.lock, &before);
 	return invited;
 }
@@ -264,6 +298,7 @@ static void give_up_helpers(struct helper *invited)
 	sigset_t before;
 
 	quiet_lock(&crew.lock, &before);
+	learn(invited);
 	for (helper = invited; helper; helper = next) {
 		next = helper->beside;
 		helper->taken = false;
@@ -274,8 +309,6 @@ static void give_up_helpers(struct helper *invited)
 			dismiss(helper);
 		}
 	}
-	if (invited && crew.jobs)
-		jobs_change(crew.jobs - 1);
 	quiet_unlock(&crew.lock, &before);
 }
 
@@ -415,6 +448,7 @@ __attribute__((destructor)) void pf_crew_stop(void)
 		ended = helper;
 		crew.size--;
 	}
+	crew.starved = 0;
 	if (!crew.helpers) {
 		watch = crew.watch;
 		crew.watch = NULL;

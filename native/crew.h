@@ -59,8 +59,10 @@ struct helper {
 	bool taken;		/* by a caller, under the crew's lock */
 	bool yields;		/* works at SCHED_IDLE, unless lifted */
 	bool detached;		/* ends without being joined, and frees itself */
+	struct watch *watch;	/* to be told that it works; NULL: nobody lifts it */
 	uint64_t offered_us;
-	uint32_t lifted;	/* had to be lifted in this job */
+	uint32_t lifted;	/* runs like any thread in this job */
+	uint32_t starved;	/* others wanted its CPU in this job */
 	struct helper_seen seen;	/* what the watch saw last */
 	struct {		/* its own book: see crew_go_on() */
 		bool late;	/* got its CPU too late for this job */
@@ -73,7 +75,7 @@ struct helper {
 
 /*
  * For a worker between two pieces: shall it claim another? Always yes for the
- * caller. A helper leaves after it had to be lifted, when it had to wait for its
+ * caller. A helper leaves when the watch had to lift it, when it had to wait for its
  * CPU for a quarter of the time, and, before its first piece, when it got there
  * late: others need the machine.
  */
@@ -91,7 +93,7 @@ struct helper *helper_create(uint32_t number);
 /* Hand a job to a helper that is idle and taken. */
 void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
 
-/* True: it had not begun, and will not. */
+/* True: it had not begun, and will not. Starved, if it had the time to. */
 bool helper_take_back(struct helper *helper);
 
 /* Give it a CPU of its own, or with -1 those of the CPU_SETS sets. For a helper that is idle. */
@@ -123,9 +125,12 @@ bool may_lift(void);
 
 struct watch;
 
-/* look() is called every 5 ms while there are jobs. NULL: no thread to be had. */
-struct watch *watch_start(void (*look)(void));
-void watch_jobs(struct watch *watch, bool any);
+/*
+ * look() is called 5 ms after a helper has said that it works, and every 5 ms
+ * from then on while it returns true. NULL: no thread to be had.
+ */
+struct watch *watch_start(bool (*look)(void));
+void watch_helper(struct watch *watch);
 void watch_stop(struct watch *watch);
 void watch_forget(struct watch *watch);	/* in a child, where its thread is not */
 

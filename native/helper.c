@@ -16,6 +16,7 @@ enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
 	LATE_NS = 2000000,	/* less than a tick; an idle CPU is had in a tenth of that */
+	NEVER_US = 10000,	/* a virtual CPU that sleeps may take milliseconds to wake up */
 	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
 	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
@@ -64,12 +65,19 @@ static bool came_late(const struct helper *self)
 	return self->own.looked_us - self->offered_us > LATE_NS / 1000;
 }
 
+static void starved(struct helper *helper)
+{
+	__atomic_store_n(&helper->starved, 1, __ATOMIC_RELAXED);
+}
+
 static void open_account(struct helper *self)
 {
 	self->own.looked_us = now_us();
 	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
 		self->own.run_ns = self->own.wait_ns = self->own.rested_ns = 0;
 	self->own.late = came_late(self);
+	if (self->own.late)
+		starved(self);
 }
 
 /* After the job, so that nobody waits for it. */
@@ -88,7 +96,7 @@ bool crew_go_on(void)
 
 	if (!self)
 		return true;
-	if (self->own.late || __atomic_load_n(&self->lifted, __ATOMIC_RELAXED))
+	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED))
 		return false;
 	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
 		return true;
@@ -99,8 +107,10 @@ bool crew_go_on(void)
 	wait_ns -= self->own.wait_ns;
 	if (run_ns + wait_ns < JUDGE_NS)
 		return true;
-	if (wait_ns * WAIT_SHARE >= run_ns + wait_ns)
+	if (wait_ns * WAIT_SHARE >= run_ns + wait_ns) {
+		starved(self);
 		return false;
+	}
 	if (run_ns + wait_ns >= WINDOW_NS) {
 		self->own.run_ns += run_ns;
 		self->own.wait_ns += wait_ns;
@@ -133,6 +143,8 @@ static void *helper_main(void *arg)
 		if (!change(self, HELPER_OFFERED, HELPER_WORKING))
 			continue;	/* taken back */
 		open_account(self);
+		if (self->watch && !self->own.late)	/* else it leaves at once */
+			watch_helper(self->watch);
 		self->job->work(self->job->arg, self->worker);
 		/* The caller may go, and its job with it, from here on. */
 		__atomic_store_n(&self->state, HELPER_DONE, __ATOMIC_RELEASE);
@@ -201,6 +213,7 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
 	helper->worker = worker;
 	helper->jobs++;
 	helper->offered_us = now_us();
+	helper->starved = 0;
 	helper->lifted = helper->yields && sched_setscheduler(helper->tid, SCHED_IDLE, &none);
 	__atomic_store_n(&helper->state, HELPER_OFFERED, __ATOMIC_RELEASE);
 	futex_wake(&helper->state);
@@ -208,7 +221,11 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
 
 bool helper_take_back(struct helper *helper)
 {
-	return change(helper, HELPER_OFFERED, HELPER_IDLE);
+	if (!change(helper, HELPER_OFFERED, HELPER_IDLE))
+		return false;
+	if (helper->yields && now_us() - helper->offered_us > NEVER_US)
+		starved(helper);
+	return true;
 }
 
 void helper_pin(struct helper *helper, int32_t cpu, const cpu_set_t *anywhere)

@@ -241,6 +241,8 @@ static void user_work(void *arg, uint32_t number)
 	struct lane *lane = &worker->lane;
 	int error, lost;
 
+	if (!crew_go_on())	/* others need the CPU: not even to join */
+		return;
 	lane->block = (uintptr_t)running;
 	lane->block_bytes = running->bytes;
 	error = engine_join(lane, running->user->way, running->features);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The crew's watch: while jobs run it looks every 5 ms for helpers that are in
- * the middle of a piece and get no CPU, since they may hold what others wait
- * for in the kernel: a lock, or a page that is on its way. The caller cannot do
- * this, it may be the one that waits.
+ * The crew's watch: while helpers work it looks every 5 ms for one that is in
+ * the middle of a piece and gets no CPU, since it may hold what others wait for
+ * in the kernel: a lock, or a page that is on its way. The caller cannot do
+ * this, it may be the one that waits. When no helper works it sleeps: on a busy
+ * machine its looks would be what costs others most.
  */
 #include <fcntl.h>
 #include <sched.h>
@@ -21,12 +22,13 @@ enum {
 	STARVED_SHARE = 8,	/* ran for less than this part of the time */
 };
 
-enum watch_state { WATCH_ASLEEP, WATCH_LOOKS, WATCH_STOP };
+/* Bits, so that each change is one that the other threads see in its order. */
+enum { WATCH_LOOKS = 1, WATCH_STOP = 2 };
 
 struct watch {
 	pthread_t thread;
-	uint32_t state;		/* enum watch_state; a futex */
-	void (*look)(void);
+	uint32_t state;		/* WATCH_ bits; a futex */
+	bool (*look)(void);
 };
 
 static void *watch_main(void *arg)
@@ -36,10 +38,14 @@ static void *watch_main(void *arg)
 	uint32_t state;
 
 	sched_setscheduler(0, SCHED_OTHER, &none);	/* whoever has created it */
-	while ((state = __atomic_load_n(&watch->state, __ATOMIC_ACQUIRE)) != WATCH_STOP) {
-		futex_wait(&watch->state, state, state == WATCH_LOOKS ? WATCH_US : 0);
-		if (__atomic_load_n(&watch->state, __ATOMIC_ACQUIRE) == WATCH_LOOKS)
-			watch->look();
+	while (!((state = __atomic_load_n(&watch->state, __ATOMIC_ACQUIRE)) & WATCH_STOP)) {
+		futex_wait(&watch->state, state, state & WATCH_LOOKS ? WATCH_US : 0);
+		if (!(state & WATCH_LOOKS))
+			continue;
+		/* Who begins after this look says so anew. */
+		__atomic_fetch_and(&watch->state, ~(uint32_t)WATCH_LOOKS, __ATOMIC_ACQ_REL);
+		if (watch->look())
+			__atomic_fetch_or(&watch->state, WATCH_LOOKS, __ATOMIC_ACQ_REL);
 	}
 	return NULL;
 }
@@ -49,7 +55,7 @@ void watch_forget(struct watch *watch)
 	unmap_memory(watch, sizeof(*watch));
 }
 
-struct watch *watch_start(void (*look)(void))
+struct watch *watch_start(bool (*look)(void))
 {
 	struct watch *watch = map_memory(sizeof(*watch));
 
@@ -63,16 +69,15 @@ struct watch *watch_start(void (*look)(void))
 	return watch;
 }
 
-void watch_jobs(struct watch *watch, bool any)
+void watch_helper(struct watch *watch)
 {
-	__atomic_store_n(&watch->state, any ? WATCH_LOOKS : WATCH_ASLEEP, __ATOMIC_RELEASE);
-	if (any)
+	if (!(__atomic_fetch_or(&watch->state, WATCH_LOOKS, __ATOMIC_ACQ_REL) & WATCH_LOOKS))
 		futex_wake(&watch->state);
 }
 
 void watch_stop(struct watch *watch)
 {
-	__atomic_store_n(&watch->state, WATCH_STOP, __ATOMIC_RELEASE);
+	__atomic_fetch_or(&watch->state, WATCH_STOP, __ATOMIC_ACQ_REL);
 	futex_wake(&watch->state);
 	pthread_join(watch->thread, NULL);
 	watch_forget(watch);

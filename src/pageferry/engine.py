@@ -154,7 +154,7 @@ class KernelRun:
         c = self._c
         c.pace.judge = judge
         if self._user is not None:
-            self._user.follow(plan)
+            self._user.follow(plan, judge=judge)
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
         c.threads, c.cpus, c.blocking = plan.threads, self._cpus, int(plan.mode.blocking)
         if kernel_has_mt() and MigrateMode.ST not in plan.mode:

@@ -41,6 +41,8 @@ _SMALLEST_BYTES = 64 << 10
 #: What "auto" moves by each engine to see which is faster, and the least that is worth it.
 _TRIAL_BYTES = 32 << 20
 WORTH_BYTES = 4 * _TRIAL_BYTES
+#: Less for each worker is done before another has a userfaultfd and a side range of its own.
+_WORKER_BYTES = 4 << 20
 # Mappings that the kernel would refuse, or whose flags mremap(2) would change: locked, special,
 # hugetlb, growing stacks, watched by another userfaultfd.
 _UNFIT_FLAGS = frozenset({"lo", "io", "pf", "mm", "ht", "gd", "um", "uw", "ss"})
@@ -158,6 +160,8 @@ class UserRun:
         self._base = shift == PAGE_SHIFT
         self._exact = exact
         self._again = again
+        self._judge = False
+        self._plan_threads = 1
         self._c: Any = ffi.new("struct pf_user *")
         self._cpus: Any = ffi.NULL
         self._threads = 1
@@ -171,8 +175,13 @@ class UserRun:
         c.max_left = _MAX_LEFT
         c.stall_us = max(int((stall_ms or STALL_MS) * 1000), 1)
 
-    def follow(self, plan: Plan) -> None:
-        """Use the threads and CPUs of ``plan`` from now on."""
+    def follow(self, plan: Plan, *, judge: bool = False) -> None:
+        """Use the threads and CPUs of ``plan`` from now on.
+
+        With ``judge``, when nobody insists on the number, no more than this engine has use for.
+        """
+        self._judge = judge
+        self._plan_threads = plan.threads
         self._cpus = ffi.new("int32_t[]", list(plan.cpus)) if plan.cpus else ffi.NULL
         self._threads, self._c.cpus = plan.threads, self._cpus
 
@@ -283,6 +292,9 @@ class UserRun:
                 lib.PF_USER_EXACT if self._exact else 0
             )
             c.extents, c.n_extents = ffi.from_buffer("struct pf_extent[]", part), len(part)
+            if self._judge:
+                useful = max(extents_bytes(part) // _WORKER_BYTES, 1)
+                c.threads = min(self._plan_threads, useful)
             result = -int(lib.pf_user_run(c))  # after an end, it counts what is skipped
             code = code or result
             left.append(self._left[: c.n_left].copy())

@@ -45,6 +45,12 @@ static void count(void *arg, uint32_t worker)
 		sleep_ms(1);
 }
 
+/* A crew that does not know yet whether the machine is busy, where all are counted on to come. */
+static void anew(void)
+{
+	pf_crew_stop();
+}
+
 static void everyone_works(void)
 {
 	expected = 4;
@@ -412,15 +418,19 @@ static void note_policy(void *arg, uint32_t worker)
 		sleep_ms(1);
 }
 
+static void it_yielded_while_it_worked(void)
+{
+	CHECK(atomic_load(&helper_policy) == (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER));
+	/* Asleep it would only keep a process that is killed from ending. */
+	CHECK(sched_getscheduler(atomic_load(&helper_tid)) == SCHED_OTHER);
+}
+
 static void helpers_yield_where_they_can_be_lifted(void)
 {
 	for (int i = 0; i < 3; i++) {
 		atomic_store(&ran, 0);
 		CHECK(pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) == 2);
-		CHECK(atomic_load(&helper_policy) ==
-		      (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER));
-		/* Asleep it would only keep a process that is killed from ending. */
-		CHECK(sched_getscheduler(atomic_load(&helper_tid)) == SCHED_OTHER);
+		it_yielded_while_it_worked();
 	}
 }
 
@@ -440,6 +450,7 @@ static void helper_has_work(void *arg, uint32_t worker)
 static void a_helper_that_is_waited_for_is_lifted(void)
 {
 	for (int i = 0; i < 3; i++) {
+		anew();
 		atomic_store(&ran, 0);
 		if (pf_crew_run(2, NULL, helper_has_work, NULL, NULL, NULL, 0) == 2)
 			CHECK(atomic_load(&helper_policy_later) == SCHED_OTHER);
@@ -466,6 +477,7 @@ static void caller_needs_helper(void *arg, uint32_t worker)
 
 static void a_starved_helper_is_lifted_while_the_caller_works(void)
 {
+	anew();
 	atomic_store(&ran, 0);
 	atomic_store(&gate, 0);
 	pf_crew_run(2, NULL, caller_needs_helper, NULL, NULL, NULL, 0);
@@ -542,6 +554,98 @@ static void busy_machine(void)
 	a_starved_helper_is_lifted_while_the_caller_works();
 }
 
+static void a_while(void *arg, uint32_t worker)
+{
+	if (worker) {
+		atomic_store(&helper_policy, sched_getscheduler(0));
+		atomic_store(&helper_tid, gettid());
+	}
+	atomic_fetch_add((atomic_int *)arg, 1);
+	for (int i = 0; i < 20 && atomic_load((atomic_int *)arg) < 2; i++)
+		sleep_ms(1);
+}
+
+/* Helpers are left asleep where they get no CPU, and come again later; the lifted ones, too. */
+static void helpers_come_again(void)
+{
+	int workers = 0;
+
+	for (int i = 0; i < 1000 && workers < 2; i++) {
+		atomic_store(&ran, 0);
+		workers = pf_crew_run(2, NULL, a_while, &ran, NULL, NULL, 0);
+		CHECK(workers == atomic_load(&ran));
+	}
+	CHECK(workers == 2);
+	it_yielded_while_it_worked();
+}
+
+static atomic_int hogs;
+
+/* Lets nobody else on a CPU, for as long as the kernel lets anybody do that: 0.95 s. */
+static void *hog(void *arg)
+{
+	struct sched_param first = { .sched_priority = 1 };
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(*(int *)arg, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) || sched_setscheduler(0, SCHED_FIFO, &first)) {
+		atomic_store(&hogs, -1);
+		return NULL;
+	}
+	atomic_store(&hogs, 1);
+	while (atomic_load(&hogs) > 0)
+		continue;
+	return NULL;
+}
+
+static void caller_is_busy(void *arg, uint32_t worker)
+{
+	(void)arg;
+	if (!worker)
+		cpu_ms(12);	/* the time in which a helper should have come */
+}
+
+/*
+ * After two jobs whose helper got no CPU the caller goes on alone for a while,
+ * 10 ms at first. Who is not invited is not pinned anew: that is how it is seen.
+ */
+static void callers_go_on_alone(void)
+{
+	cpu_set_t before, set;
+	int32_t cpus[2];
+	pthread_t thread;
+	int cpu, tries, n = 0;
+
+	CHECK(!sched_getaffinity(0, sizeof(before), &before));
+	for (cpu = 0; cpu < CPU_SETSIZE && n < 2; cpu++)
+		if (CPU_ISSET(cpu, &before))
+			cpus[n++] = cpu;
+	anew();
+	atomic_store(&ran, 0);
+	if (n < 2 || !pf_crew_yields() ||
+	    pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) < 2)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET(cpus[0], &set);
+	CHECK(!sched_setaffinity(0, sizeof(set), &set));
+	atomic_store(&hogs, 0);
+	CHECK(!pthread_create(&thread, NULL, hog, &cpus[1]));
+	while (!atomic_load(&hogs))
+		sleep_ms(1);
+	for (tries = 0; atomic_load(&hogs) > 0 && tries < 20; tries++) {
+		pf_crew_run(2, cpus, caller_is_busy, NULL, NULL, NULL, 0);
+		pf_crew_run(2, NULL, nothing, &ran, NULL, NULL, 0);
+		CHECK(!sched_getaffinity(atomic_load(&helper_tid), sizeof(set), &set));
+		if (CPU_COUNT(&set) == 1)
+			break;
+	}
+	CHECK(tries < 20);
+	atomic_store(&hogs, 0);
+	pthread_join(thread, NULL);
+	CHECK(!sched_setaffinity(0, sizeof(before), &before));
+}
+
 static void uses_time(void *arg, uint32_t worker)
 {
 	(void)arg;
@@ -611,20 +715,26 @@ int main(void)
 	CHECK(pf_crew_run(1, NULL, nothing, &ran, NULL, NULL, 0) == 1);
 	CHECK(pf_crew_size() == 0);	/* one thread needs no helper */
 	everyone_works();
+	anew();
 	pinned_as_told();
 	signals_stay_with_the_program();
+	anew();
 	caller_polls_while_it_waits();
 	callers_do_not_meet();
 	forks_meanwhile();
 	a_handler_forks();
+	anew();
 	cancelled_while_a_helper_works();
 	exits_meanwhile();
+	anew();
 	helpers_yield_where_they_can_be_lifted();
 	woken_is_not_starved();
+	anew();
 	time_is_charged_to_the_process();
 	another_user();
 	on_a_busy_machine(busy_machine);
-	helpers_yield_where_they_can_be_lifted();	/* those that were lifted, too */
+	callers_go_on_alone();
+	helpers_come_again();
 	pf_crew_stop();
 	CHECK(pf_crew_size() == 0);
 	puts("crew: ok");

@@ -58,6 +58,21 @@ def frames(region: Region) -> np.ndarray:
     return entries & np.uint64((1 << 55) - 1)
 
 
+@pytest.mark.parametrize(("size", "judge", "threads"), [(1, True, 1), (8, True, 2), (1, False, 2)])
+def test_nobody_is_asked_to_help_with_little(size: int, judge: bool, threads: int) -> None:
+    """Who asks for two threads gets them; of the planner's only those that have 4 MiB to do."""
+    if user_engine.why_not("checked") is not None:
+        pytest.skip("this kernel lacks what it needs")
+    region = Region(size << 20)
+    wanted = pattern(region.size)
+    region.bytes[:] = wanted
+    run = UserRun(NODE, "checked", trial=False, stall_ms=None, exact=False, again=True)
+    run.follow(plan.make_plan(machine(), NODE, {PAGE: region.size // PAGE}, threads=2), judge=judge)
+    code, _ = run.run(run.sort(extents_of(region))[0])
+    assert code == 0 and run._c.threads == threads and run._c.workers <= threads
+    assert np.array_equal(region.bytes, wanted)
+
+
 @pytest.mark.parametrize("way", ["checked", "hold", "protect"])
 @pytest.mark.parametrize("huge", [False, pytest.param(True, marks=needs_thp)])
 @needs_pagemap

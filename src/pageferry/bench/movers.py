@@ -55,7 +55,7 @@ class Mover:
         run = UserRun(node, "auto", trial=False, stall_ms=None, exact=False, again=True)
         for extents in Survey(what, method=None, partial="touched", only=None).windows():
             if planning.follow(extents):
-                run.follow(planning.plan)
+                run.follow(planning.plan, judge=planning.judged)
             run.run(run.sort(extents)[0])
         seconds = time.perf_counter() - begun
         if run.bytes_moved < self._words.nbytes:
