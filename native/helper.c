@@ -2,6 +2,7 @@
 /* One helper of the crew: its thread, its priority, and what it may claim. */
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -156,6 +157,24 @@ static void *helper_main(void *arg)
 	return NULL;
 }
 
+/* The C library puts the program's thread-local variables on each thread's stack. */
+static size_t tls_bytes;
+
+static int add_tls(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	(void)size;
+	for (int i = 0; i < info->dlpi_phnum; i++)
+		if (info->dlpi_phdr[i].p_type == PT_TLS)
+			*(size_t *)arg += info->dlpi_phdr[i].p_memsz + info->dlpi_phdr[i].p_align;
+	return 0;
+}
+
+/* While nobody else can have the loader's lock; what is loaded later gets them elsewhere. */
+__attribute__((constructor)) static void measure_tls(void)
+{
+	dl_iterate_phdr(add_tls, &tls_bytes);
+}
+
 bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*main)(void *arg),
 		   void *arg)
 {
@@ -164,7 +183,7 @@ bool thread_create(pthread_t *thread, size_t stack, const char *name, void *(*ma
 	int error;
 
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, stack);
+	pthread_attr_setstacksize(&attr, (stack + tls_bytes + 4095) & ~(size_t)4095);
 	/* The program's handlers must never run on a thread it does not know. */
 	signals_block(&before);
 	error = pthread_create(thread, &attr, main, arg);
