@@ -24,7 +24,14 @@ from pathlib import Path
 from pageferry import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted([DOCS / "tutorial.md", DOCS / "cluster.md", *(DOCS / "howto").glob("*.md")])
+PAGES = sorted(
+    [
+        DOCS / "tutorial.md",
+        DOCS / "cluster.md",
+        DOCS / "monitoring.md",
+        *(DOCS / "howto").glob("*.md"),
+    ]
+)
 TWO_NODES = "two nodes"
 DASK = "with a Dask client"
 _COMMENT = re.compile(r"<!-- (.+) -->$")

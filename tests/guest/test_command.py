@@ -119,8 +119,8 @@ def test_shared(child: Target) -> None:
     with open(f"/proc/{child.pid}/maps") as maps:
         library = next(line for line in maps if "/libm." in line and "r-xp" in line)
     text = "-".join("0x" + part for part in library.split()[0].split("-"))
-    for node in (1, 0):
-        done = run("move", child.pid, "--to", node, "--range", text, "--shared", "--json")
+    for node, option in ((1, "--shared"), (0, "--all")):
+        done = run("move", child.pid, "--to", node, "--range", text, option, "--json")
         assert done.returncode == 0, done.stdout
         value = json.loads(run("locate", child.pid, "--range", text, "--json").stdout)
         assert set(value["nodes"]) == {str(node)}

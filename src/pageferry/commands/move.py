@@ -39,7 +39,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     plan.add_request(parser)
     parser.add_argument(
-        "--shared", action="store_true", help="also pages that other processes use (privileged)"
+        "--shared",
+        "--all",
+        action="store_true",
+        help="also pages that other processes use (MPOL_MF_MOVE_ALL; needs CAP_SYS_NICE)",
     )
     parser.add_argument(
         "--exact", action="store_true", help="count pages that are there already exactly"
