@@ -355,11 +355,11 @@ def _swapped() -> int:
 
 
 def test_a_process_that_does_not_hold_still(chance: random.Random) -> None:
-    """Moved from outside and, at the same time, by itself; see tests/c/restless.c."""
+    """Moved from outside and, in the long form, at the same time by itself; see restless.c."""
     if not RESTLESS.exists():
         pytest.skip("tests/host/test_c_programs.py has not built it")
-    for who in ("outside", "own"):
-        seed, steps = chance.randrange(1 << 32), 200 * ROUNDS // 3
+    for who in ("outside", "own") if ROUNDS > 4 else ("outside",):
+        seed, steps = chance.randrange(1 << 32), 50 * ROUNDS
         words = [str(RESTLESS), str(seed), str(steps), who]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         moved = node = 0
