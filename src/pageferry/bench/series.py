@@ -3,8 +3,8 @@
 
 Ways to move the same pages are measured in turn, there and back summed, repeated after a
 warm-up, so that drift of the machine meets all of them alike. Ratios are taken inside one
-repeat, against one plain ``move_pages`` call. Folios of 64 KiB and hugetlb pages can be moved so,
-too, which the series did not measure.
+repeat, against one plain ``move_pages`` call. Hugetlb pages can be moved so, too, which the series
+did not measure.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ DEFAULT_WAYS = Ways()
 HUGETLB = "hugetlb"
 CASES = (Case(4096, 100000, "normal"), Case(HUGE, 195, "huge"))
 #: What ``--kernel all`` moves, all of one size in bytes.
-KINDS = (Case(4096, 1, "normal"), Case(64 << 10, 1, "64K"), Case(HUGE, 1, "huge"),
-         Case(HUGE, 1, HUGETLB))  # fmt: skip
+KINDS = (Case(4096, 1, "normal"), Case(HUGE, 1, "huge"), Case(HUGE, 1, HUGETLB))
 _TUNABLE = Path("/proc/sys/vm/mt_page_copy")
 _KERNEL_THREADS = Path("/proc/sys/vm/mt_page_copy_threads")
 PLAIN = "plain move_pages"

@@ -11,7 +11,7 @@ from rich.console import Console
 from ..pictures import canvas
 from .machine import describe
 from .published import SERIES, published
-from .series import CASES
+from .series import CASES, HUGETLB
 
 MEASURED = tuple(case.word for case in CASES)
 
@@ -157,8 +157,8 @@ def _colour(way: str) -> str:
 
 
 def _title(case: dict[str, Any]) -> str:
-    kind = {"64K": "base pages in folios of ", "hugetlb": "hugetlb pages of "}
-    return f"{case['pages']} {kind.get(case['word'], 'pages of ')}{_size(case['page_size'])}"
+    kind = "hugetlb pages" if case["word"] == HUGETLB else "pages"
+    return f"{case['pages']} {kind} of {_size(case['page_size'])}"
 
 
 def _size(size: int) -> str:

@@ -52,8 +52,8 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         "--kinds",
         type=_kinds,
         metavar="KIND,KIND,…",
-        help=f"of {', '.join(case.word for case in KINDS)}; 64K are folios of base pages, and they "
-        "and hugetlb take root (default: normal,huge; with --kernel all, all four)",
+        help=f"of {', '.join(case.word for case in KINDS)}, which takes root (default: "
+        "normal,huge; with --kernel all, all three)",
     )
     parser.add_argument(
         "--mib", type=count, help="so much of each kind instead of --pages (with --kernel all: 64)"
