@@ -21,7 +21,7 @@ from test_patched import SIZE, VM, move_pages
 
 from pageferry.flags import MPOL_MF_MOVE, MPOL_MF_MOVE_MT
 
-MODULE = Path(__file__).parents[2] / "build-tests-kernel/module/pageferry_mt.ko"
+MODULE = Path(__file__).parents[2] / "build-tests-kernel/pageferry_mt.ko"
 LIVE = Path("/sys/kernel/livepatch/pageferry_mt")
 QUEUE = Path("/sys/devices/virtual/workqueue/pageferry_mt")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The patched kernel with its own checks on: copies that fail, and all kinds of load at once.
 
-Run by: pageferry lab run --memory 768M --cpus 4 --kernel patched-debug
+Run by: pageferry lab run --topology hot-plug --memory 640M --cpus 4 --kernel patched-debug
 """
 
 from __future__ import annotations
@@ -111,11 +111,7 @@ def test_everything_at_once(nothing_to_complain: None, pools: tuple[Path, Path])
 
 @pytest.fixture
 def failing_copies() -> Iterator[Callable[[int], None]]:
-    """Make so many percent of the page copies by several threads fail, as poison would.
-
-    These tests come last: the injection asks for a random number inside a breakpoint, of which
-    lockdep says (once, and then no more of anything) that it is no place to take a lock.
-    """
+    """Make so many percent of the page copies by several threads fail, as poison would."""
 
     def fail(percent: int) -> None:
         (INJECT / "probability").write_text(str(percent))
@@ -137,6 +133,7 @@ def failing_copies() -> Iterator[Callable[[int], None]]:
 def test_a_copy_that_fails_fails_its_folio_only(
     kind: str,
     percent: int,
+    nothing_to_complain: None,
     failing_copies: Callable[[int], None],
     pools: tuple[Path, Path],
 ) -> None:

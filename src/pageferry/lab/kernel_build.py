@@ -50,7 +50,7 @@ RECIPES = {
     "patched-debug": Recipe(
         True,
         ("guest.config", "debug.config"),
-        "patched, with lockdep, DEBUG_ATOMIC_SLEEP, DEBUG_VM and error injection",
+        "patched, with KASAN, lockdep, DEBUG_ATOMIC_SLEEP, DEBUG_VM and error injection",
     ),
     "idle": Recipe(False, ("guest.config", "idle.config"), "vanilla, with idle page tracking"),
 }
