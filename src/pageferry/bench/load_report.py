@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,12 @@ def notes(figures: dict[str, Any]) -> list[str]:
     return found
 
 
+def _gain(cell: dict[str, Any], name: str, one: str) -> float:
+    """Return the median of the ratios inside a repeat, as the table has it."""
+    samples = (cell["ways"][way]["samples"] for way in (one, name))
+    return float(statistics.median(a / b for a, b in zip(*samples, strict=True)))
+
+
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Draw, for each load, the gain over one thread by size, and the others' speed below it."""
     loads = list(dict.fromkeys(cell["load"] for cell in figures["cells"]))
@@ -135,12 +142,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
                 "linestyle": "--" if name == AUTO else "-",
                 "label": _way(name),
             }
-            ones = [cell["ways"][ways[0]]["seconds"]["median"] for cell in cells]
-            gains = [
-                one / cell["ways"][name]["seconds"]["median"]
-                for one, cell in zip(ones, cells, strict=True)
-            ]
-            above.plot(sizes, gains, **style)
+            above.plot(sizes, [_gain(cell, name, ways[0]) for cell in cells], **style)
             if cells[0]["busy"]:
                 speed = [cell["ways"][name]["others"]["median"] * 100 for cell in cells]
                 below.plot(sizes, speed, **style)
@@ -156,8 +158,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         below.set_xlabel("size of one move")
         for each in (above, below):
             each.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("speed of a move, one thread = 1")
-    axes[1][0].set_ylabel("speed of other work, % of undisturbed")
+    axes[0][0].set_ylabel("speed of a move,\none thread = 1")
+    axes[1][0].set_ylabel("speed of other work,\n% of undisturbed")
     axes[0][0].set_ylim(bottom=0)
     axes[1][0].set_ylim(0, 115)
     axes[0][-1].legend(frameon=False, fontsize=8)
