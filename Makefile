@@ -10,12 +10,13 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
 .PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
-	man docs clean help test-browser test-kernel test-stress test-tensors test-faults fuzz analyze
+	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
 	@echo "make test    all tests, on this machine and in lab guests"
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
+	@echo "make soak-kernel    such a kernel with KASAN and lockdep under load for SOAK_SECONDS=3600"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
@@ -44,9 +45,16 @@ test-host: build lab
 test-guest: build lab
 	$(BIN)/python scripts/guest_tests.py
 
-# Builds Linux with the patches of kernel/ first: ten minutes of two CPUs, then from cache.
+# Builds two kernels with the patches of kernel/ first, which are then taken from cache. The second
+# has the kernel's own checks on: it is put under all kinds of load for STRESS_SECONDS.
+STRESS_SECONDS := 900
+SOAK_SECONDS := 3600
+
 test-kernel: build
-	scripts/test_kernel
+	PAGEFERRY_STRESS_SECONDS=$(STRESS_SECONDS) scripts/test_kernel
+
+soak-kernel: build
+	PAGEFERRY_STRESS_SECONDS=$(SOAK_SECONDS) scripts/test_kernel stress
 
 # Both build what they run themselves, in build-* folders.
 test-arch:
@@ -88,8 +96,6 @@ test-trouble: build lab
 	$(BIN)/pageferry lab run --topology two-node --memory 1536M --cpus 2 --timeout 7200 -- \
 		env PAGEFERRY_ROUNDS=$(ROUNDS) PAGEFERRY_SEED=$(SEED) $(CURDIR)/$(BIN)/python \
 		-m pytest -p no:cacheprovider $(CURDIR)/tests/guest/test_death.py
-
-SOAK_SECONDS := 3600
 
 # Figures and a plot in build-soak/.
 soak: build lab

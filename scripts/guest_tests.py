@@ -4,6 +4,7 @@
 Usage: guest_tests.py [NAME ...]. Exits with 1 if any guest's tests failed.
 """
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST_FAILED = 125  # what "pageferry lab run" ends with then
+TIMEOUT = str(900 + float(os.environ.get("PAGEFERRY_STRESS_SECONDS", "0")))  # seconds
 
 
 def main() -> int:
@@ -28,7 +30,7 @@ def main() -> int:
             continue
         print(f"\n=== guest: {machine['name']} ({' '.join(machine['args'])}) ===", flush=True)
         command = [
-            sys.executable, "-m", "pageferry", "lab", "run", "--timeout", "900", *machine["args"],
+            sys.executable, "-m", "pageferry", "lab", "run", "--timeout", TIMEOUT, *machine["args"],
             "--", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *machine["tests"],
         ]  # fmt: skip
         code = subprocess.run(command, cwd=ROOT).returncode
