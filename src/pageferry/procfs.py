@@ -34,6 +34,7 @@ _CAPABILITIES: Final = (
     "SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG "
     "WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
+_PF_KTHREAD = 0x00200000  # of the flags in /proc/PID/stat
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,15 @@ def stat(path: Path) -> tuple[str, list[bytes]]:
     # A name may hold spaces and parentheses; the fields after it hold none.
     start, end = content.index(b"("), content.rindex(b")")
     return os.fsdecode(content[start + 1 : end]), content[end + 1 :].split()
+
+
+def is_kernel_thread(pid: int, *, proc: str | os.PathLike[str] = "/proc") -> bool:
+    """Say whether that is a thread of the kernel's own; False where nobody can tell any more."""
+    try:
+        _, fields = stat(Path(proc, str(pid), "stat"))
+        return bool(int(fields[6]) & _PF_KTHREAD)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def vmstat(*, proc: str | os.PathLike[str] = "/proc") -> dict[str, int]:

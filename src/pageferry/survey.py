@@ -30,7 +30,7 @@ from .errors import (
     UnsupportedError,
 )
 from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, PAGE_SIZE, THP, extents_bytes
-from .target import Target
+from .target import Target, without_memory
 
 if TYPE_CHECKING:
     from typing import Any
@@ -350,9 +350,7 @@ class Survey:
             # Raises for a process that is gone, or waits for its parent.
             if not pid or procfs.mappings(pid):
                 raise ProcessGoneError(number, f"process {pid} ended", "check the process id")
-            raise RangeError(
-                errno.EINVAL, f"process {pid} has no memory of its own", "kernel threads have none"
-            )
+            raise without_memory(pid)
         if number in (errno.EPERM, errno.EACCES):
             raise NotPermittedError(
                 number,

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import procfs
 from ._native import ffi
-from .errors import RangeError
+from .errors import ProcessGoneError, RangeError
 from .pages import PAGE_SIZE
 from .tensors import arrow_buffers, tensor_span
 
@@ -81,11 +81,7 @@ def resolve(target: Movable, pid: int | None = None, partial: str = "touched") -
         pid = int(pid)
         mapped = procfs.ranges(pid)
         if not mapped:
-            raise RangeError(
-                errno.EINVAL,
-                f"process {pid} has no memory of its own",
-                "kernel threads have none",
-            )
+            raise without_memory(pid)
         return Target(pid, tuple(mapped), whole_process=True)
     if isinstance(target, range):
         return Target(int(pid or 0), _whole_pages(*_checked(target), partial))
@@ -173,3 +169,15 @@ def _whole_pages(start: int, end: int, partial: str) -> tuple[range, ...]:
         start += -start % PAGE_SIZE
         end -= end % PAGE_SIZE
     return (range(start, end),) if start < end else ()
+
+
+def without_memory(pid: int) -> ProcessGoneError | RangeError:
+    """Return the error for a process without mappings: the kernel's own, or one that is ending.
+
+    A process that is killed gives up its memory some time before it is seen to have ended.
+    """
+    if procfs.is_kernel_thread(pid):
+        return RangeError(
+            errno.EINVAL, f"process {pid} has no memory of its own", "kernel threads have none"
+        )
+    return ProcessGoneError(errno.ESRCH, f"process {pid} ended", "check the process id")

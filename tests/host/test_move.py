@@ -284,6 +284,15 @@ def test_kernel_thread() -> None:
             locate(target, pid=2)
 
 
+def test_a_process_that_is_ending(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is gone and it is not, for a moment that is a mock here."""
+    monkeypatch.setattr("pageferry.procfs.ranges", lambda pid: [])
+    with pytest.raises(ProcessGoneError, match="ended"):
+        move(pid=child.pid, node=0)
+
+
 def test_whole_process(child: subprocess.Popen[bytes]) -> None:
     result = move(pid=child.pid, node=0)
     rss = sum(use.rss for use in smaps(child.pid) if not use.mapping.special)
