@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,7 @@ _DELETED: Final = b" (deleted)"
 _COUNTER: Final = re.compile(
     r"^((?:pgmigrate|thp_migration|numa|pgdemote|pgpromote)_\w+) (\d{1,20})$", re.MULTILINE
 )
+_SMAPS_HEADER: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*", re.MULTILINE)
 # Start, end and name of a line of maps. Only newlines end a line.
 _RANGE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *([^\n]*)$", re.MULTILINE)
 
@@ -121,25 +124,32 @@ def ranges(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") ->
     return found
 
 
-def smaps(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") -> list[MappingUse]:
+def smaps(
+    pid: int | None = None,
+    *,
+    within: Sequence[range] | None = None,
+    proc: str | os.PathLike[str] = "/proc",
+) -> list[MappingUse]:
     """Return the mappings of a process with their sizes and flags, from ``/proc/PID/smaps``.
 
-    The kernel walks all page tables for it: about as slow as a survey of the same memory.
-    Raises ``ProcessGoneError`` (ESRCH), ``NotPermittedError``, and ``UnsupportedError``
-    (ENOSYS) when the kernel has no ``smaps``.
+    With ``within`` (in order, none overlapping another), only those that have a part of it. The
+    kernel walks all page tables all the same: about as slow as a survey of all memory. Raises
+    ``ProcessGoneError`` (ESRCH), ``NotPermittedError``, and ``UnsupportedError`` (ENOSYS) when the
+    kernel has no ``smaps``.
     """
+    content = _read(pid, "smaps", Path(proc))
     uses: list[MappingUse] = []
-    header: bytes | None = None
-    fields: dict[bytes, bytes] = {}
-    for line in [*_read(pid, "smaps", Path(proc)).split(b"\n"), b"0"]:
-        # A field starts with a capital, a mapping with a lower-case hexadecimal address.
-        if line[:1].isupper():
-            key, _, value = line.partition(b":")
-            fields[key] = value
-        elif line:
-            if header is not None:
-                uses.append(_mapping_use(_mapping(header), fields))
-            header, fields = line, {}
+    # A field starts with a capital, a mapping with a lower-case hexadecimal address.
+    headers = list(_SMAPS_HEADER.finditer(content))
+    for header, after in zip_longest(headers, headers[1:]):
+        if within is not None:
+            start, end = int(header[1], 16), int(header[2], 16)
+            after_start = bisect_right(within, start, key=lambda part: part.stop)
+            if after_start == len(within) or within[after_start].start >= end:
+                continue
+        lines = content[header.end() : after.start() if after else len(content)].split(b"\n")
+        parts = (line.partition(b":") for line in lines)
+        uses.append(_mapping_use(_mapping(header[0]), {key: value for key, _, value in parts}))
     return uses
 
 

@@ -313,7 +313,7 @@ class Survey:
         if not unsure and not (hugetlb_in_use() and self._may_have_hugetlb(pid)):
             return
         try:
-            known = procfs.smaps(pid)
+            known = procfs.smaps(pid, within=self.target.ranges)
         except UnsupportedError:
             return  # every page counts as a base page then, which is slower but right
         parts: list[_Part] = []

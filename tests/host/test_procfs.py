@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,17 @@ def test_smaps_tells_the_same_mappings_as_maps() -> None:
     with sleeping() as child:
         os.kill(child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-        assert [use.mapping for use in smaps(child.pid)] == mappings(child.pid)
+        everything = mappings(child.pid)
+
+        def found(*within: range) -> list[Mapping]:
+            return [use.mapping for use in smaps(child.pid, within=within)]
+
+        assert [use.mapping for use in smaps(child.pid)] == everything == found(range(1 << 64))
+        assert found() == found(range(1, 2)) == []
+        for first, second in pairwise(everything):
+            last, start = range(first.end - 1, first.end), range(second.start, second.start + 1)
+            assert found(last, start) == [first, second]
+            assert found(last) == [first] and found(start) == [second]
 
 
 def test_resident_bytes_follow_what_is_touched() -> None:
