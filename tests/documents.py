@@ -26,6 +26,7 @@ from pageferry import cli
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
     [
+        DOCS.parent / "README.md",
         DOCS / "tutorial.md",
         DOCS / "cluster.md",
         DOCS / "monitoring.md",
