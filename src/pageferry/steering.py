@@ -38,6 +38,7 @@ _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"@pageferry/move/(\d{1,10})$", re.MULTILINE)
 _LONGEST = 1 << 16  # bytes of a line
 _PATIENCE_S = 2.0
+_AGAIN_S = 0.1
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -92,9 +93,10 @@ class Steerable:
             try:
                 other, _ = self._socket.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
-                    continue
-                return
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    return
+                time.sleep(_AGAIN_S)  # whoever asks is still there: at once would take a CPU
+                continue
             with other, suppress(OSError, ValueError):
                 _send(other, self._answer(other))
 
