@@ -112,7 +112,9 @@ def run_series(
         "cases": [],
     }
     for case in cases:
-        figures["cases"].append(_case(case, nodes, numbers, repeats, others, say))
+        _check_room(case, nodes)
+        with hugetlb_pool(nodes, case.pages) if case.hugetlb else nullcontext():
+            figures["cases"].append(_case(case, nodes, numbers, repeats, others, say))
     return figures
 
 
@@ -136,25 +138,16 @@ def _powers_of_two(limit: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _case(
-    case: Case,
-    nodes: tuple[int, ...],
-    threads: tuple[int, ...],
-    repeats: int,
-    others: Ways,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+def _check_room(case: Case, nodes: tuple[int, ...]) -> None:
     size = case.pages * case.page_size
     machine = topology()
     for node in nodes:
         # The array, the process beside it, and some air.
         if machine.free(node) < 2 * size + (64 << 20):
             raise MemoryError(f"node {node} has too little free memory for {2 * size >> 20} MiB")
-    with hugetlb_pool(nodes, case.pages) if case.hugetlb else nullcontext():
-        return _measure(case, nodes, threads, repeats, others, say)
 
 
-def _measure(
+def _case(
     case: Case,
     nodes: tuple[int, ...],
     threads: tuple[int, ...],
