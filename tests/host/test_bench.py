@@ -131,7 +131,12 @@ def test_kinds_of_pages_that_the_series_did_not_measure(tmp_path):
     text = io.StringIO()
     print_table(more, Console(file=text, width=200, soft_wrap=True))
     assert "100000 hugetlb pages" in text.getvalue()
-    assert text.getvalue().count("  2017: ") == len(published_figures(4096))
+    assert text.getvalue().count("  2017: 100000 normal") == len(published_figures(4096))
+    more["cases"][0]["pages"] = 4096  # the series' own rows stay what they were
+    text = io.StringIO()
+    print_table(more, Console(file=text, width=200, soft_wrap=True))
+    assert "Moved   4096 normal" in text.getvalue()
+    assert text.getvalue().count("  2017: 100000 normal") == len(published_figures(4096))
     assert "no number of threads can gain more than 1 do" in text.getvalue()
     plot(more, tmp_path / "plot.png")
 

@@ -13,7 +13,7 @@ from .machine import describe
 from .published import SERIES, published
 from .series import CASES, HUGETLB
 
-MEASURED = tuple(case.word for case in CASES)
+MEASURED = {case.word: case.pages for case in CASES}
 
 
 def published_figures(page_size: int) -> dict[str, float]:
@@ -72,7 +72,7 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         old = _published(case)
         for engine, gbps in old.items():
             out.print(
-                f"  2017: {case['pages']:>6} {case['word']} pages {'':17}{gbps:6.3f} GB/s"
+                f"  2017: {MEASURED[case['word']]:>6} {case['word']} pages {'':17}{gbps:6.3f} GB/s"
                 f"{' ' * len(mark)}  {gbps / old['thp']:5.2f}× {'of thp':<31} {engine} "
                 f"({'8 threads' if engine == 'thp+mt' else '1 thread'}, 2-socket E5-2650)"
             )
