@@ -109,8 +109,9 @@ void pace_end(struct pace *pace, uint32_t worker, uint64_t bytes, uint32_t shift
 	uint64_t us = now_us() - slot->begun_us;
 
 	store(&slot->begun_us, 0);
-	if (!worker && !pace->book->shift)
-		pace->book->shift = shift;
+	/* The caller's first piece says of which size the account is. */
+	if (!worker && !__atomic_load_n(&pace->book->shift, __ATOMIC_RELAXED))
+		__atomic_store_n(&pace->book->shift, shift, __ATOMIC_RELAXED);
 	if (!bytes || !shift || shift != __atomic_load_n(&pace->book->shift, __ATOMIC_RELAXED))
 		return;
 	store(&slot->done.bytes, slot->done.bytes + bytes);
