@@ -274,11 +274,17 @@ static void copy_piece(const struct deal *deal, uint64_t at, uint64_t end)
 	}
 }
 
+static uint64_t copy_left(struct deal *deal)
+{
+	uint64_t at = atomic_load(&deal->cursor);
+
+	return at < deal->total ? deal->total - at : 0;
+}
+
 static void claim_pieces(void *arg, uint32_t worker)
 {
 	struct deal *deal = arg;
 
-	(void)worker;
 	while (crew_go_on()) {
 		uint64_t at = atomic_fetch_add(&deal->cursor, deal->piece);
 
@@ -286,6 +292,8 @@ static void claim_pieces(void *arg, uint32_t worker)
 			break;
 		copy_piece(deal, at, deal->total - at < deal->piece ? deal->total
 								    : at + deal->piece);
+		if (!worker && crew_call_again(copy_left(deal)))
+			break;
 	}
 	fence_after(deal->method);
 }
@@ -320,7 +328,7 @@ static uint32_t worthwhile(uint64_t total, uint32_t threads)
 static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const int32_t *cpus,
 		    uint32_t method)
 {
-	int chosen;
+	int chosen, most = 0;
 
 	if (!threads || threads > PF_MAX_THREADS)
 		return -EINVAL;
@@ -342,7 +350,13 @@ static int deal_out(struct deal *deal, uint64_t pages, uint32_t threads, const i
 		return 1;
 	}
 	deal->piece = piece_of(deal->total, pages, deal->page_size, threads);
-	return pf_crew_run(threads, cpus, claim_pieces, deal, NULL, NULL, 0);
+	do {
+		int workers = pf_crew_run(threads, cpus, claim_pieces, deal, NULL, NULL, 0);
+
+		if (workers > most)
+			most = workers;
+	} while (copy_left(deal));
+	return most;
 }
 
 __attribute__((noinline)) static int deal_one(void *dst, const void *src, uint64_t bytes,

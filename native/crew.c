@@ -19,7 +19,13 @@ enum {
 	STARVED_JOBS = 2,	/* in a row: then callers go on alone for a while */
 	ALONE_US = 10000,	/* at first, then doubled */
 	ALONE_DOUBLED = 5,	/* so often: 0.32 s at most */
+	AGAIN_US = 1000,	/* a caller has worked at least, before it calls again */
 };
+
+#define AGAIN_BYTES (8u << 20)	/* less is done before helpers have taken their part */
+
+/* The job that this thread is the caller of, while it works. Of which model: see helper.c. */
+static __thread struct job *calling __attribute__((tls_model("initial-exec")));
 
 static struct {
 	pthread_mutex_t lock;
@@ -261,9 +267,8 @@ static int policy_of_caller(void)
 	return policy == SCHED_IDLE || policy == SCHED_BATCH ? policy : SCHED_OTHER;
 }
 
-static struct helper *invite(struct job *job, uint32_t threads, const int32_t *cpus)
+static void invite(struct job *job, uint32_t threads, const int32_t *cpus)
 {
-	struct helper *invited = NULL;
 	int caller_cpu = sched_getcpu();
 	sigset_t before;
 	uint32_t i;
@@ -271,8 +276,10 @@ static struct helper *invite(struct job *job, uint32_t threads, const int32_t *c
 	quiet_lock(&crew.lock, &before);
 	remember_affinity();
 	probe_yielding();
-	if (crew.yields && crew.starved >= STARVED_JOBS && now_us() < crew.alone_until_us)
+	if (crew.yields && crew.starved >= STARVED_JOBS && now_us() < crew.alone_until_us) {
+		job->alone_until_us = crew.alone_until_us;
 		threads = 1;
+	}
 	for (i = 1; i < threads; i++) {
 		struct helper *helper = idle_helper();
 
@@ -282,14 +289,13 @@ static struct helper *invite(struct job *job, uint32_t threads, const int32_t *c
 			break;
 		helper->taken = true;
 		helper->watch = helper->yields ? crew.watch : NULL;
-		helper->beside = invited;
-		invited = helper;
+		helper->beside = job->invited;
+		job->invited = helper;
 		helper_pin(helper, helper_cpu(cpus, threads, i, caller_cpu),
 			   crew.has_anywhere ? crew.anywhere : NULL);
 		helper_offer(helper, job, i);
 	}
 	quiet_unlock(&crew.lock, &before);
-	return invited;
 }
 
 static void give_up_helpers(struct helper *invited)
@@ -325,7 +331,6 @@ static void lift_all(struct helper *invited, int policy)
 
 struct waiting {
 	struct job *job;
-	struct helper *invited;
 	int (*poll)(void *arg);
 	void *poll_arg;
 	uint32_t poll_us;	/* 0: never */
@@ -340,7 +345,7 @@ static void wait_for(struct waiting *waiting, struct helper *helper)
 		uint64_t until = 0;
 
 		if (waiting->lift_at && now >= waiting->lift_at) {
-			lift_all(waiting->invited, waiting->job->policy);
+			lift_all(waiting->job->invited, waiting->job->policy);
 			waiting->lift_at = 0;
 		}
 		if (waiting->poll_us && now >= waiting->poll_at) {
@@ -362,29 +367,34 @@ static int run_job(uint32_t threads, const int32_t *cpus,
 		   void (*work)(void *arg, uint32_t worker), void *arg,
 		   int (*poll)(void *arg), void *poll_arg, uint32_t poll_us)
 {
-	struct job job = { .work = work, .arg = arg };
+	struct job job = { .work = work, .arg = arg, .begun_us = now_us() };
 	struct waiting waiting = {
 		.job = &job, .poll = poll, .poll_arg = poll_arg, .poll_us = poll ? poll_us : 0,
 	};
+	struct job *before = calling;	/* a poll of that one's has come here */
 	struct helper *helper;
 	int workers = 1;
 
 	if (threads == 1) {
+		calling = NULL;
 		work(arg, 0);
+		calling = before;
 		return 1;
 	}
 	job.policy = policy_of_caller();
-	waiting.invited = invite(&job, threads, cpus);
+	invite(&job, threads, cpus);
 
+	calling = &job;
 	work(arg, 0);
+	calling = before;
 
 	waiting.lift_at = now_us() + LIFT_US;
 	waiting.poll_at = now_us() + poll_us;
-	for (helper = waiting.invited; helper; helper = helper->beside)
+	for (helper = job.invited; helper; helper = helper->beside)
 		workers += !helper_take_back(helper);
-	for (helper = waiting.invited; helper; helper = helper->beside)
+	for (helper = job.invited; helper; helper = helper->beside)
 		wait_for(&waiting, helper);
-	give_up_helpers(waiting.invited);
+	give_up_helpers(job.invited);
 	return workers;
 }
 
@@ -401,6 +411,29 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 	workers = run_job(threads, cpus, work, arg, poll, poll_arg, poll_us);
 	pthread_setcancelstate(cancelling, NULL);
 	return workers;
+}
+
+bool crew_call_again(uint64_t left)
+{
+	struct job *job = calling;
+	struct helper *helper;
+	bool missed = false;
+
+	if (!job || left < AGAIN_BYTES || now_us() - job->begun_us < AGAIN_US)
+		return false;
+	for (helper = job->invited; helper; helper = helper->beside) {
+		if (__atomic_load_n(&helper->state, __ATOMIC_ACQUIRE) == HELPER_DONE)
+			missed |= __atomic_load_n(&helper->starved, __ATOMIC_RELAXED);
+		else if (helper_never_came(helper))
+			missed = true;
+		else
+			return false;
+	}
+	if (!job->invited)
+		missed = job->alone_until_us && now_us() >= job->alone_until_us;
+	if (missed)
+		__atomic_store_n(&job->again, 1, __ATOMIC_RELAXED);
+	return missed;
 }
 
 /* ---- The crew as a whole ---------------------------------------------------------- */

@@ -33,6 +33,10 @@ struct job {
 	void (*work)(void *arg, uint32_t worker);
 	void *arg;
 	int policy;		/* of a helper that has to be lifted */
+	struct helper *invited;	/* the first of its helpers; NULL: none */
+	uint64_t begun_us;
+	uint64_t alone_until_us;	/* nobody was invited, as others had the CPUs; 0: not so */
+	uint32_t again;		/* its caller is about to begin anew */
 };
 
 /* The watch's look at a helper. */
@@ -81,6 +85,15 @@ struct helper {
  */
 bool crew_go_on(void);
 
+/*
+ * For the caller between two pieces, left bytes being unclaimed: shall it come back
+ * from its work, and call pf_crew_run() again for the rest? Yes when its helpers
+ * have all left, or when none was invited and the time for that is over: a CPU
+ * that others wanted for a moment is free again later in a long job. Helpers that
+ * come only now leave at once.
+ */
+bool crew_call_again(uint64_t left);
+
 /* ---- helper.c ---- */
 
 /* A thread with all signals blocked. False: the system has none to give. */
@@ -93,7 +106,10 @@ struct helper *helper_create(uint32_t number);
 /* Hand a job to a helper that is idle and taken. */
 void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
 
-/* True: it had not begun, and will not. Starved, if it had the time to. */
+/* It has had the time to begin, and has not. */
+bool helper_never_came(struct helper *helper);
+
+/* True: it had not begun, and will not. */
 bool helper_take_back(struct helper *helper);
 
 /* Give it a CPU of its own, or with -1 those of the CPU_SETS sets. For a helper that is idle. */

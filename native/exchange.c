@@ -49,6 +49,7 @@ struct exchanging {
 	struct both *pieces;	/* cut ahead, so that no worker holds a lock to claim one */
 	uint64_t n_pieces;
 	uint64_t next;
+	bool again;		/* worker 0 came back to call missed helpers */
 	uint64_t polled_us;	/* worker 0 only */
 	uint64_t bytes;		/* of this mapping */
 	uint32_t features;
@@ -354,6 +355,14 @@ static uint64_t cut_pieces(const struct pf_exchange *exchange, struct both *piec
 	return count;
 }
 
+/* About so many bytes: pieces are of one length, but for the last of each pair. */
+static uint64_t left_from(const struct exchanging *exchanging, uint64_t piece)
+{
+	uint64_t count = exchanging->n_pieces;
+
+	return piece < count ? exchanging->pieces[piece].bytes * (count - piece) : 0;
+}
+
 static void work_on(struct exchanging *exchanging, uint32_t worker)
 {
 	const struct pf_exchange *exchange = exchanging->exchange;
@@ -367,6 +376,10 @@ static void work_on(struct exchanging *exchanging, uint32_t worker)
 		if (worker == 0 && exchange->poll && exchange->poll_us &&
 		    now_us() - exchanging->polled_us >= exchange->poll_us)
 			poll_now(exchanging);
+		if (worker == 0 && crew_call_again(left_from(exchanging, i + 1))) {
+			exchanging->again = true;
+			break;
+		}
 	}
 }
 
@@ -443,10 +456,13 @@ static int run(struct pf_exchange *exchange)
 	exchanging->polled_us = now_us();
 	exchanging->pieces = (struct both *)&exchanging->workers[exchange->threads];
 	exchanging->n_pieces = cut_pieces(exchange, exchanging->pieces);
-	workers = pf_crew_run(exchange->threads, exchange->cpus, exchange_work, exchanging,
-			      poll_now, exchanging, exchange->poll_us);
-	if (workers > (int)exchange->workers)
-		exchange->workers = (uint32_t)workers;
+	do {
+		exchanging->again = false;
+		workers = pf_crew_run(exchange->threads, exchange->cpus, exchange_work, exchanging,
+				      poll_now, exchanging, exchange->poll_us);
+		if (workers > (int)exchange->workers)
+			exchange->workers = (uint32_t)workers;
+	} while (exchanging->again);
 	for (i = exchanging->next; i < count; i++)
 		exchange->bytes_skipped += exchanging->pieces[i].bytes;
 	unmap_memory(exchanging, bytes);

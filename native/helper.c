@@ -16,8 +16,8 @@
 enum {
 	HELPER_STACK = 256 << 10,
 	LOOK_US = 1000,		/* between two looks into schedstat */
-	LATE_NS = 2000000,	/* less than a tick; an idle CPU is had in a tenth of that */
 	NEVER_US = 10000,	/* a virtual CPU that sleeps may take milliseconds to wake up */
+	LATE_NS = 2000000,	/* less than a tick; an idle CPU is had in a tenth of that */
 	JUDGE_NS = 10000000,	/* of running and waiting, to judge by */
 	WINDOW_NS = 50000000,	/* then a new account begins */
 	WAIT_SHARE = 4,		/* one in so many of it waiting: leave */
@@ -97,7 +97,8 @@ bool crew_go_on(void)
 
 	if (!self)
 		return true;
-	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED))
+	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED) ||
+	    __atomic_load_n(&self->job->again, __ATOMIC_RELAXED))
 		return false;
 	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
 		return true;
@@ -238,11 +239,19 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker)
 	futex_wake(&helper->state);
 }
 
+bool helper_never_came(struct helper *helper)
+{
+	return helper->yields && state_of(helper) == HELPER_OFFERED &&
+	       now_us() - helper->offered_us > NEVER_US;
+}
+
 bool helper_take_back(struct helper *helper)
 {
+	bool never = helper_never_came(helper);
+
 	if (!change(helper, HELPER_OFFERED, HELPER_IDLE))
 		return false;
-	if (helper->yields && now_us() - helper->offered_us > NEVER_US)
+	if (never)
 		starved(helper);
 	return true;
 }

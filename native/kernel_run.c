@@ -192,7 +192,7 @@ static int move_together(struct moving *moving, uint32_t threads)
 		move_batch(moving, &lists, 0, probe);
 	}
 	do {
-		pace_together(pace, cursor_left(&moving->cursor));
+		pace_together(pace);
 		moving->counted = 0;
 		cursor_share(&moving->cursor, threads);
 		workers = pf_crew_run(threads, move->cpus, move_work, moving, poll_now, moving,

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "crew.h"
 #include "pace.h"
 #include "pages.h"
 
@@ -11,9 +12,9 @@ enum {
 	JUDGE_US = 4000,
 	JUDGE_PIECES = 2,
 	WORTH_IT = 92,		/* together must have this percentage of the rate alone */
-	ALONE_US = 50000,	/* before the helpers get another try */
+	ALONE_US = 50000,	/* before the helpers get another try; doubled each time */
+	ALONE_DOUBLED = 6,	/* so often: 3.2 s at most */
 	WINDOW_US = 250000,	/* then a new account begins */
-	MOST_TURNS = 2,
 	LIMITED_US = 20000,	/* a piece takes at most so long at the rate allowed */
 	SLEEP_US = 10000,
 };
@@ -83,15 +84,13 @@ static void take_measure(struct pace *pace)
 		pace->book->alone_rate = rate_of(done.bytes, done.us);
 }
 
-void pace_together(struct pace *pace, uint64_t left)
+void pace_together(struct pace *pace)
 {
-	/* After a pause it is the account of all together. */
+	/* After a pause, or when the crew has called its helpers again, it is the account of all together. */
 	if (judges(pace) && (!pace->turns || pace->alone))
 		take_measure(pace);
 	open_account(pace);
-	pace->bytes_then = left;
 	pace->turns++;
-	__atomic_store_n(&pace->left, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&pace->alone, 0, __ATOMIC_RELAXED);
 }
 
@@ -132,7 +131,6 @@ bool pace_go_on(const struct pace *pace, uint32_t worker)
 
 void pace_leave(struct pace *pace)
 {
-	__atomic_fetch_add(&pace->left, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&pace->book->helpers_left, 1, __ATOMIC_RELAXED);
 }
 
@@ -158,6 +156,7 @@ static bool rate_together(const struct pace *pace, uint64_t *rate)
 	uint64_t alone = pace->book->alone_rate;
 	uint64_t now = now_us();
 	uint64_t pieces = 0;
+	bool helped = false;
 	uint32_t i;
 
 	*rate = 0;
@@ -174,11 +173,12 @@ static bool rate_together(const struct pace *pace, uint64_t *rate)
 			return false;	/* on its first piece: patience */
 		*rate += rate_of(done.bytes, done.us);
 		pieces += done.pieces;
+		helped |= i && (begun || done.pieces);
 	}
-	return pieces >= JUDGE_PIECES;
+	return helped && pieces >= JUDGE_PIECES;
 }
 
-static void judge(struct pace *pace, uint64_t left)
+static void judge(struct pace *pace)
 {
 	uint64_t passed = now_us() - pace->since_us;
 	uint64_t rate;
@@ -190,7 +190,6 @@ static void judge(struct pace *pace, uint64_t left)
 	if ((double)rate * 100 < (double)pace->book->alone_rate * WORTH_IT) {
 		pace->book->fell_back++;
 		__atomic_store_n(&pace->alone, 1, __ATOMIC_RELAXED);
-		pace->bytes_then = left;
 		open_account(pace);
 	} else if (passed >= WINDOW_US) {
 		open_account(pace);
@@ -199,25 +198,19 @@ static void judge(struct pace *pace, uint64_t left)
 
 bool pace_judge(struct pace *pace, uint64_t left)
 {
-	uint64_t now = now_us();
+	uint32_t doubled = pace->book->fell_back - 1;
 
 	if (pace->workers < 2 || pace->turns < 1)
 		return false;
-	if (!pace->alone && __atomic_load_n(&pace->left, __ATOMIC_RELAXED) &&
-	    !pace_helping(pace)) {
-		/* the crew's own decision: its threads are wanted elsewhere */
-		__atomic_store_n(&pace->alone, 1, __ATOMIC_RELAXED);
-		pace->bytes_then = left;
-		open_account(pace);
-	}
 	if (!pace->alone) {
 		if (judges(pace))
-			judge(pace, left);
-		return false;
+			judge(pace);
+		return !pace->alone && crew_call_again(left);
 	}
-	return pace->turns < MOST_TURNS && now - pace->since_us >= ALONE_US &&
-	       left >= TURN_BYTES_MIN && left <= pace->bytes_then / 2 &&
-	       !pace_helping(pace);
+	if (doubled > ALONE_DOUBLED)
+		doubled = ALONE_DOUBLED;
+	return now_us() - pace->since_us >= (uint64_t)ALONE_US << doubled &&
+	       left >= TURN_BYTES_MIN && !pace_helping(pace);
 }
 
 uint64_t rate_reserve(uint64_t max_rate, uint64_t *due_us, uint64_t bytes)

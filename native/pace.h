@@ -38,10 +38,8 @@ struct pace {
 	uint32_t workers;
 	uint32_t alone;			/* the helpers are sent away, or not there yet */
 	uint32_t helping;		/* helpers in the middle of the work */
-	uint32_t left;			/* helpers that went for a reason of the crew's */
 	uint32_t turns;			/* how often all were together */
 	uint64_t since_us;		/* they have been together, or worker 0 alone */
-	uint64_t bytes_then;		/* what was left to do then */
 };
 
 /*
@@ -50,8 +48,8 @@ struct pace {
  */
 uint64_t pace_probe(const struct pace *pace, uint64_t bytes);
 
-/* Its probe is done, or its time alone is over: left bytes are for all. */
-void pace_together(struct pace *pace, uint64_t left);
+/* Its probe is done, or its time alone is over: the rest is for all. */
+void pace_together(struct pace *pace);
 
 /* Around a piece; shift is that of nearly all its pages, or 0. */
 void pace_begin(struct pace *pace, uint32_t worker, uint64_t bytes);
@@ -69,8 +67,9 @@ void pace_go(struct pace *pace, uint32_t worker);
 
 /*
  * For worker 0 between two pieces, left bytes being unclaimed: judge. True: it
- * has worked alone for long enough that the helpers deserve another try, and
- * should come back from its work for that.
+ * has worked alone for long enough that the helpers deserve another try, or the
+ * crew wants it, and should come back from its work for that. It waits longer
+ * each time that they were no use.
  */
 bool pace_judge(struct pace *pace, uint64_t left);
 

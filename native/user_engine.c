@@ -21,12 +21,13 @@ static bool stopped(const struct running *running)
 	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED);
 }
 
-/* Whether a worker goes on; one that does not for a pause comes back after it. */
-static bool go_on(struct running *running)
+/* Whether a worker goes on; all come back after a pause, and when helpers are missed. */
+static bool go_on(struct running *running, uint32_t number)
 {
-	if (stopped(running))
+	if (stopped(running) || !crew_go_on())
 		return false;
-	if (!pace_paused(&running->user->pause))
+	if (!pace_paused(&running->user->pause) &&
+	    (number || !crew_call_again(cursor_left(&running->cursor))))
 		return true;
 	__atomic_store_n(&running->held, 1, __ATOMIC_RELAXED);
 	return false;
@@ -220,7 +221,7 @@ static void work_on(struct running *running, uint32_t number)
 		.worker = &running->workers[number],
 	};
 
-	while (go_on(running) && crew_go_on() && claim(running, &task)) {
+	while (go_on(running, number) && claim(running, &task)) {
 		rate = __atomic_load_n(&user->max_rate, __ATOMIC_RELAXED);
 		if (task.bytes > PIECE_BYTES_MAX)	/* a page larger than a piece may be */
 			leave(&task, task.address, task.bytes, EINVAL);
@@ -258,7 +259,7 @@ static void user_work(void *arg, uint32_t number)
 		running->without_caller = -error;
 }
 
-/* All workers, again after each pause. Returns the most that there were, or -errno. */
+/* All workers, again after each pause, and when helpers had left. Returns the most that there were, or -errno. */
 static int work_together(struct running *running)
 {
 	struct pf_user *user = running->user;

@@ -45,7 +45,7 @@ struct running {
 	uint32_t base_shift;
 	uint32_t threads;
 	int without_caller;	/* worker 0 could not take part: errno */
-	uint32_t held;		/* by a pause: there may be more to do */
+	uint32_t held;		/* come back before the end: there may be more to do */
 	uint32_t full;		/* the target has no pages of this size any more */
 	uint32_t copy_method;	/* user itself may be in the piece that is away */
 	struct worker workers[];

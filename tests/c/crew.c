@@ -543,6 +543,37 @@ static void woken_is_not_starved(void)
 	CHECK(!pthread_join(helper.thread, NULL));
 }
 
+static atomic_int calls;
+
+static void called_again(void *arg, uint32_t worker)
+{
+	(void)arg;
+	while (worker && crew_go_on())
+		cpu_ms(1);
+	for (int i = 0; !worker && i < 20000; i++) {
+		cpu_ms(1);
+		CHECK(!crew_call_again(1 << 20));	/* not for so little */
+		if (crew_call_again(1 << 30)) {
+			atomic_fetch_add(&calls, 1);
+			break;
+		}
+	}
+}
+
+/* Sent away, or not even invited, helpers are wanted again later, in the middle of a long job. */
+static void missed_helpers_are_called_again(void)
+{
+	if (!pf_crew_yields())
+		return;
+	anew();
+	atomic_store(&calls, 0);
+	for (int i = 1; i <= 5; i++) {
+		pf_crew_run(2, NULL, called_again, NULL, NULL, NULL, 0);
+		CHECK(atomic_load(&calls) == i);
+	}
+	CHECK(!crew_call_again(1 << 30));	/* of no job */
+}
+
 static void busy_machine(void)
 {
 	/* Nobody may wait for a helper that did not begin; with luck one does. */
@@ -552,6 +583,7 @@ static void busy_machine(void)
 	}
 	a_helper_that_is_waited_for_is_lifted();
 	a_starved_helper_is_lifted_while_the_caller_works();
+	missed_helpers_are_called_again();
 }
 
 static void a_while(void *arg, uint32_t worker)
