@@ -51,16 +51,27 @@ static void anew(void)
 	pf_crew_stop();
 }
 
+/* Where others want the CPUs a helper may not get one while its caller waits: then once more. */
+static bool all_come(int threads, const int32_t *cpus, void (*work)(void *arg, uint32_t worker),
+		     void *arg)
+{
+	for (int i = 0; i < 20; i++) {
+		atomic_store(&ran, 0);
+		if (pf_crew_run((uint32_t)threads, cpus, work, arg, NULL, NULL, 0) == threads)
+			return true;
+		anew();
+	}
+	return false;
+}
+
 static void everyone_works(void)
 {
 	expected = 4;
-	atomic_store(&ran, 0);
-	CHECK(pf_crew_run(4, NULL, count, &ran, NULL, NULL, 0) == 4);
-	CHECK(atomic_load(&ran) == 4);
-	CHECK(pf_crew_size() == 3);	/* the caller is one of the four */
-	atomic_store(&ran, 0);
-	CHECK(pf_crew_run(4, NULL, count, &ran, NULL, NULL, 0) == 4);
-	CHECK(pf_crew_size() == 3);	/* kept, not made anew */
+	for (int i = 0; i < 2; i++) {
+		CHECK(all_come(4, NULL, count, &ran));
+		CHECK(atomic_load(&ran) == 4);
+		CHECK(pf_crew_size() == 3);	/* the caller is one of the four, the others are kept */
+	}
 }
 
 static void note_cpu(void *arg, uint32_t worker)
@@ -91,14 +102,12 @@ static void pinned_as_told(void)
 			wanted[n++] = cpu;
 	if (n < 2)
 		return;
-	atomic_store(&ran, 0);
-	CHECK(pf_crew_run(2, wanted, note_cpu, seen, NULL, NULL, 0) == 2);
+	CHECK(all_come(2, wanted, note_cpu, seen));
 	CHECK(seen[1] == wanted[0] || seen[1] == wanted[1]);
 	/* An impossible CPU is no reason to fail: the helper runs where it may. */
 	wanted[0] = wanted[1] = 1000;
 	expected = 2;
-	atomic_store(&ran, 0);
-	CHECK(pf_crew_run(2, wanted, count, &ran, NULL, NULL, 0) == 2);
+	CHECK(all_come(2, wanted, count, &ran));
 }
 
 static void on_signal(int number)
@@ -151,6 +160,7 @@ static void helper_waits(void *arg, uint32_t worker)
 		sleep_ms(1);
 }
 
+/* Its caller waits in its work until the helper has come. */
 static void caller_polls_while_it_waits(void)
 {
 	atomic_store(&ran, 0);
@@ -418,20 +428,25 @@ static void note_policy(void *arg, uint32_t worker)
 		sleep_ms(1);
 }
 
-static void it_yielded_while_it_worked(void)
+static bool it_yielded_while_it_worked(void)
 {
-	CHECK(atomic_load(&helper_policy) == (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER));
 	/* Asleep it would only keep a process that is killed from ending. */
 	CHECK(sched_getscheduler(atomic_load(&helper_tid)) == SCHED_OTHER);
+	return atomic_load(&helper_policy) == (pf_crew_yields() ? SCHED_IDLE : SCHED_OTHER);
 }
 
+/* On a machine that others keep busy it may have been lifted before it has looked. */
 static void helpers_yield_where_they_can_be_lifted(void)
 {
-	for (int i = 0; i < 3; i++) {
+	int times = 0;
+
+	for (int i = 0; i < 1000 && times < 3; i++) {
 		atomic_store(&ran, 0);
-		CHECK(pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) == 2);
-		it_yielded_while_it_worked();
+		CHECK(pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) <= 2);
+		if (atomic_load(&ran) == 2)
+			times += it_yielded_while_it_worked();
 	}
+	CHECK(times == 3);
 }
 
 /* A helper that is in the middle of its work when the caller waits, and the CPUs are taken. */
@@ -600,15 +615,17 @@ static void a_while(void *arg, uint32_t worker)
 /* Helpers are left asleep where they get no CPU, and come again later; the lifted ones, too. */
 static void helpers_come_again(void)
 {
-	int workers = 0;
+	bool yielded = false;
 
-	for (int i = 0; i < 1000 && workers < 2; i++) {
+	for (int i = 0; i < 1000 && !yielded; i++) {
+		int workers;
+
 		atomic_store(&ran, 0);
 		workers = pf_crew_run(2, NULL, a_while, &ran, NULL, NULL, 0);
 		CHECK(workers == atomic_load(&ran));
+		yielded = workers == 2 && it_yielded_while_it_worked();
 	}
-	CHECK(workers == 2);
-	it_yielded_while_it_worked();
+	CHECK(yielded);
 }
 
 static atomic_int hogs;
@@ -701,8 +718,7 @@ static void time_is_charged_to_the_process(void)
 {
 	long before = process_ms();
 
-	atomic_store(&ran, 0);
-	CHECK(pf_crew_run(2, NULL, uses_time, NULL, NULL, NULL, 0) == 2);
+	CHECK(all_come(2, NULL, uses_time, NULL));
 	CHECK(process_ms() - before >= 38);
 }
 
@@ -720,13 +736,11 @@ static void another_user(void)
 	child = fork();
 	if (!child) {
 		expected = 3;
-		atomic_store(&ran, 0);
-		CHECK(pf_crew_run(3, NULL, count, &ran, NULL, NULL, 0) == 3);
+		CHECK(all_come(3, NULL, count, &ran));
 		CHECK(!setrlimit(RLIMIT_NICE, &none));
 		CHECK(!setuid(65534));
 		CHECK(!pf_crew_yields());
-		atomic_store(&ran, 0);
-		CHECK(pf_crew_run(3, NULL, count, &ran, NULL, NULL, 0) == 3);
+		CHECK(all_come(3, NULL, count, &ran));
 		CHECK(pf_crew_size() == 2);
 		helpers_yield_where_they_can_be_lifted();
 		pf_crew_stop();
@@ -740,7 +754,7 @@ static void another_user(void)
 
 int main(void)
 {
-	alarm(60 * SLOWER);
+	alarm(170 * SLOWER);
 	CHECK(pf_crew_run(0, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	CHECK(pf_crew_run(PF_MAX_THREADS + 1, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	atomic_store(&ran, 0);
