@@ -45,7 +45,9 @@ _METHOD_NUMBERS = {"scan": 1, "pagemap": 2, "query": 3}
 
 _WINDOW_EXTENTS = 1 << 16  # 1.5 MiB of extents
 _SMALL_EXTENTS = 1 << 10  # enough for a few MiB, and cheap to make
-_WINDOW_BYTES = 64 << 30  # what is looked at between two chances to cancel
+# What is looked at between two chances to cancel, and moved by one call: a thread that has left the
+# others because somebody needed its CPU is back in the next.
+_WINDOW_BYTES = 16 << 30
 _SMALL_BYTES = 4 << 20
 
 _THP_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from pageferry import cli
-from pageferry.bench.load import TARGETS, Sample, quick, run_load, summary, targets
+from pageferry.bench.load import TARGETS, Sample, interval, quick, run_load, summary, targets
 from pageferry.bench.load_report import plot, print_table
 from pageferry.bench.machine import machine_facts
 from pageferry.bench.spinners import Spinners
@@ -91,6 +91,27 @@ def test_targets_name_the_worst_cell_and_what_misses() -> None:
     assert found["others"]["worst_at"] == {"load": "all", "bytes": 2 << 20}
 
 
+def test_interval_of_a_median() -> None:
+    """Of nine samples the lowest and the highest may go, 20 of 512 chances; not of seven."""
+    assert interval([3.0, 1.0, 2.0]) == (1, 3)
+    assert interval([float(n) for n in range(7)]) == (0, 6)
+    assert interval([float(n) for n in range(9, 0, -1)]) == (2, 8)
+    assert interval([float(n) for n in range(1, 22)]) == (7, 15)
+    assert interval([1.0]) == (1, 1)
+
+
+def test_what_is_missed_beyond_doubt() -> None:
+    slow = [Sample(1.2 * s.seconds, s.cpu_seconds, s.others) for s in TAKEN["1"]]
+    cell = {"load": "idle", "busy": 0, "bytes": 4096}
+    cell |= summary({"1": TAKEN["1"], "2": TAKEN["1"], "auto": slow}, ALONE)
+    found = {each["name"]: each for each in targets([cell])}
+    assert found["auto_one"]["beyond_doubt"] == [{"load": "idle", "bytes": 4096}]
+    slow[0] = Sample(3.9, 0, 0)
+    cell |= summary({"1": TAKEN["1"], "2": TAKEN["1"], "auto": slow}, ALONE)
+    found = {each["name"]: each for each in targets([cell])}
+    assert found["auto_one"]["missed"] and not found["auto_one"]["beyond_doubt"]
+
+
 def test_table() -> None:
     stream = io.StringIO()
     print_table(figures(), Console(file=stream, width=220, soft_wrap=True))
@@ -98,7 +119,7 @@ def test_table() -> None:
     assert "All CPUs busy (2 busy processes)" in text
     assert "4e+03 (3.6e+03–4.4e+03)" in text
     assert "The host was busy" in text and "Left out, for want of memory" in text
-    assert "others beside all threads against beside one: at least 0.95 in 2 of 2 cells" in text
+    assert "others beside all threads against beside one: at least 0.95 in 2 of 2 cells, " in text
     assert "81% (80%–81%)" not in text and "80% (80%–81%)" in text
 
 

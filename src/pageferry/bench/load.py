@@ -215,9 +215,9 @@ def summary(taken: dict[str, list[Sample]], rest: list[float]) -> dict[str, Any]
         },
         "best": best,
         "ratios": {
-            "auto_best": _ratio(seconds[best], seconds[AUTO]),
-            "auto_one": _ratio(seconds[one], seconds[AUTO]),
-            "many_one": _ratio(seconds[one], seconds[many]),
+            "auto_best": _ratio(_quotients(seconds[best], seconds[AUTO])),
+            "auto_one": _ratio(_quotients(seconds[one], seconds[AUTO])),
+            "many_one": _ratio(_quotients(seconds[one], seconds[many])),
             "others": _equal_windows(taken[many], taken[one], rest) if busy else None,
             "others_auto": _equal_windows(taken[AUTO], taken[one], rest) if busy else None,
         },
@@ -231,38 +231,57 @@ def _equal_windows(a: list[Sample], b: list[Sample], rest: list[float]) -> dict[
         window = max(left.seconds, right.seconds)
         done = [s.others * s.seconds + speed * (window - s.seconds) for s in (left, right)]
         ratios.append(done[0] / done[1])
-    return _spread(ratios)
+    return _ratio(ratios)
 
 
 def _spread(samples: list[float]) -> dict[str, float]:
     return {"median": statistics.median(samples), "low": min(samples), "high": max(samples)}
 
 
-def _ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    return _spread([a / b for a, b in zip(above, below, strict=True)])
+def _quotients(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def _ratio(ratios: list[float]) -> dict[str, float]:
+    from_, to = interval(ratios)
+    return {**_spread(ratios), "from": from_, "to": to}
+
+
+def interval(samples: list[float]) -> tuple[float, float]:
+    """Return what the true median lies between with a probability of 90 % or more.
+
+    By the ranks of the samples, so that nothing is taken for granted of how they are distributed;
+    with fewer than five it is all that was seen, and the probability less.
+    """
+    ordered, count, cut = sorted(samples), len(samples), 0
+    while 2 * sum(math.comb(count, k) for k in range(cut + 2)) <= 0.1 * 2**count:
+        cut += 1
+    return ordered[cut], ordered[-1 - cut]
 
 
 def targets(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each of ``TARGETS``, its worst cell, and which cells miss it."""
+    """Return, for each of ``TARGETS``, its worst cell, and which cells miss it.
+
+    ``missed``: its median does; ``beyond_doubt``: so does the interval's upper end.
+    """
     found = []
     for name, (words, loads, least) in TARGETS.items():
         measured = [cell for cell in cells if cell["load"] in loads and cell["ratios"][name]]
         if not measured:
             continue
-        worst = min(measured, key=lambda cell: float(cell["ratios"][name]["median"]))
+        ratios = [cell["ratios"][name] for cell in measured]
+        places = [{"load": cell["load"], "bytes": cell["bytes"]} for cell in measured]
+        worst = min(range(len(ratios)), key=lambda i: float(ratios[i]["median"]))
         found.append(
             {
                 "name": name,
                 "words": words,
                 "least": least,
                 "cells": len(measured),
-                "missed": [
-                    {"load": cell["load"], "bytes": cell["bytes"]}
-                    for cell in measured
-                    if cell["ratios"][name]["median"] < least
-                ],
-                "worst": worst["ratios"][name]["median"],
-                "worst_at": {"load": worst["load"], "bytes": worst["bytes"]},
+                "missed": [places[i] for i, r in enumerate(ratios) if r["median"] < least],
+                "beyond_doubt": [places[i] for i, r in enumerate(ratios) if r["to"] < least],
+                "worst": ratios[worst]["median"],
+                "worst_at": places[worst],
             }
         )
     return found

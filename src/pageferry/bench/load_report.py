@@ -32,7 +32,8 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         f"{figures['engine']} engine, {_where(figures['nodes'])}: median (lowest–highest) of "
         f"{figures['repeats']} repeats, alternated. Ratios above 1: the first named is quicker. "
         "others: speed of the busy processes while a move runs, 100 % without moves; their ratio "
-        "is of what they get done in windows as long as the longer of both moves."
+        "is of what they get done in windows as long as the longer of both moves. Beyond doubt is "
+        "what the median is with a probability of 95 %, by the ranks of five repeats or more."
     )
     for note in notes(figures):
         out.print(note)
@@ -52,9 +53,16 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         missed = len(target["missed"])
         out.print(
             f"{target['words']}: at least {target['least']:.2f} in "
-            f"{target['cells'] - missed} of {target['cells']} cells; worst {target['worst']:.2f} "
+            f"{target['cells'] - missed} of {target['cells']} cells{_doubt(target)}; "
+            f"worst {target['worst']:.2f} "
             f"({size(at['bytes'])}, {_WORDS[at['load']].lower()})"
         )
+
+
+def _doubt(target: dict[str, Any]) -> str:
+    if "beyond_doubt" not in target:  # figures of an earlier version
+        return ""
+    return f", less beyond doubt in {len(target['beyond_doubt'])}"
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> Table:
