@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +197,36 @@ def test_the_stall_experiment() -> None:
     rest, moved = figures["bounds"]
     assert rest["call_ms"] == 0 < moved["call_ms"]
     assert rest["pause_ms"]["high"] > 0 and moved["pause_ms"]["high"] > 0
+
+
+def test_the_time_of_helpers_is_charged_to_the_cgroup() -> None:
+    """They are the process's threads: who limits its cgroup limits them."""
+    cgroup = Path("/sys/fs/cgroup/pageferry-pace")
+    cgroup.mkdir(exist_ok=True)
+
+    def charged() -> float:
+        fields = dict(line.split() for line in (cgroup / "cpu.stat").read_text().splitlines())
+        return int(fields["usage_usec"]) / 1e6
+
+    def of_helpers() -> float:
+        taken = 0.0
+        for task in Path("/proc/self/task").iterdir():
+            if (task / "comm").read_text().startswith("pageferry/"):
+                taken += int((task / "schedstat").read_text().split()[0]) / 1e9
+        return taken
+
+    def moves() -> object:
+        memory = Memory("base", 32 * MB, node=0)
+        move(memory.words, 1, threads=2)
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+        before, own, theirs = charged(), time.thread_time(), of_helpers()
+        for node in (0, 1) * 20:
+            move(memory.words, node, threads=2)
+            if of_helpers() - theirs > 0.02:
+                break
+        own, theirs = time.thread_time() - own, of_helpers() - theirs
+        assert charged() - before >= 0.9 * (own + theirs), (charged(), before, own, theirs)
+        return theirs > 0.02
+
+    assert in_a_child(moves) == "True"
+    cgroup.rmdir()

@@ -44,6 +44,7 @@ AUTO = "auto"
 _REST = "rest"
 _AIR = 160 << 20
 _MOST_ROUNDS = 10_000
+_PATIENCE = 1000
 
 #: What has to be reached: the ratio, over which loads, and the least it may be.
 TARGETS: dict[str, tuple[str, tuple[str, ...], float]] = {
@@ -183,9 +184,15 @@ def _sample(mover: Mover, how: dict[str, Any], others: Spinners, rounds: int) ->
 
 
 def _at_rest(others: Spinners, seconds: float) -> float:
-    """Let the others run undisturbed; return their turns a second."""
+    """Let the others run undisturbed; return their turns a second.
+
+    Until they have run at all: what emulates the machine may have had no CPU itself meanwhile.
+    """
     turns, begun = others.turns, time.perf_counter()
-    time.sleep(seconds)
+    for _ in range(_PATIENCE):
+        time.sleep(seconds)
+        if others.turns > turns or not others.count:
+            break
     return (others.turns - turns) / (time.perf_counter() - begun)
 
 

@@ -51,6 +51,11 @@ class Spinners:
             os._exit(0)
 
     @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self._children)
+
+    @property
     def turns(self) -> int:
         """Turns of all of them so far."""
         return sum(self._counters[place] for place in range(0, len(self._counters), _LINE))
