@@ -9,7 +9,7 @@ BUILD := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --
 SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml meson.build \
 	meson_options.txt VERSION README.md scripts/meson.build scripts/command_files.py
 
-.PHONY: demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
+.PHONY: ci-kernel test-patches demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
 	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make test    all tests, on this machine and in lab guests"
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make soak-kernel    such a kernel with KASAN and lockdep under load for SOAK_SECONDS=3600"
+	@echo "make ci-kernel      as much of test-kernel as fits into KERNEL_SECONDS=2400 and its tests"
+	@echo "make test-patches   each patch of kernel/ built and booted alone"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
@@ -45,13 +47,24 @@ test-host: build lab
 test-guest: build lab
 	$(BIN)/python scripts/guest_tests.py
 
-# Builds two kernels with the patches of kernel/ first, which are then taken from cache. The second
+# Builds kernels with the patches of kernel/ and without first, which are then taken from cache. One
 # has the kernel's own checks on: it is put under all kinds of load for STRESS_SECONDS.
 STRESS_SECONDS := 900
 SOAK_SECONDS := 3600
 
 test-kernel: build
 	PAGEFERRY_STRESS_SECONDS=$(STRESS_SECONDS) scripts/test_kernel
+
+# As much of test-kernel as fits into the time of a machine for continuous integration: builds end
+# after KERNEL_SECONDS, that of the patched kernel excepted, and the stress is short.
+KERNEL_SECONDS := 2400
+
+ci-kernel: build
+	PAGEFERRY_KERNEL_SECONDS=$(KERNEL_SECONDS) PAGEFERRY_STRESS_SECONDS=60 scripts/test_kernel
+
+# Each patch built and booted alone: an hour and a half of one CPU.
+test-patches: build
+	scripts/test_patches
 
 soak-kernel: build
 	PAGEFERRY_STRESS_SECONDS=$(SOAK_SECONDS) scripts/test_kernel stress

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST_FAILED = 125  # what "pageferry lab run" ends with then
-TIMEOUT = str(900 + float(os.environ.get("PAGEFERRY_STRESS_SECONDS", "0")))  # seconds
+TIMEOUT = str(1800 + float(os.environ.get("PAGEFERRY_STRESS_SECONDS", "0")))  # seconds
 
 
 def main() -> int:

@@ -244,9 +244,9 @@ def unplugging_memory(counts: Counts) -> Turn:
 
 def _take_offline(block: Path) -> bool:
     """Take a block of memory offline, and say whether all of it could be moved away."""
-    for _ in range(3):
+    for _ in range(2):
         try:
-            with _not_for_ever(10):
+            with _not_for_ever(30):
                 block.write_text("offline")
         except OSError:  # a page was in use, or too long in use
             continue

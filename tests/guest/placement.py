@@ -54,14 +54,14 @@ def on(*nodes: int) -> Iterator[None]:
 
 
 class Memory(PageArray):
-    """A ``PageArray`` on ``node``, of any kind of memory."""
+    """A ``PageArray`` on ``node``, of any kind of memory; "64K" are folios of base pages."""
 
     KINDS = ("base", "thp", "hugetlb", "shm", "file")
 
     def __init__(self, kind: str, size: int, node: int | None = None) -> None:
         gc.collect()  # memory of earlier tests, with which the kernel would merge this
         self.kind = kind
-        self.unit = HUGE if kind in ("thp", "hugetlb") else PAGE
+        self.unit = {"thp": HUGE, "hugetlb": HUGE, "64K": 64 << 10}.get(kind, PAGE)
         if node is None:
             self._make(kind, size)
         else:

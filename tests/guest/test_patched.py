@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SELFTEST = ROOT / "build-tests-kernel/migration"
 VM = Path("/proc/sys/vm")
 EVENT = Path("/sys/kernel/tracing/events/migrate/mm_migrate_copy_pages")
+THP = Path("/sys/kernel/mm/transparent_hugepage")
 SIZE = 16 << 20
 MT = MPOL_MF_MOVE | MPOL_MF_MOVE_MT
 KSELFTESTS = [
@@ -118,7 +120,31 @@ def test_there_and_back(kind: str) -> None:
         assert allowed_to_help() - before >= SIZE // PAGE
 
 
-@pytest.mark.parametrize("kind", ["base", "thp", "hugetlb"])
+def test_folios_stay_whole() -> None:
+    """Linux 6.12.117 splits those that base page tables map when they migrate a second time."""
+    memory = Memory("64K", SIZE, node=0)
+    for node in (1, 0, 1, 0):
+        before = migration_counters()
+        while (code := move_pages(memory, node, MT)) > 0:
+            pass
+        after = migration_counters()
+        assert code == 0 and memory.nodes() == {node: SIZE}
+        assert after["pgmigrate_success"] - before["pgmigrate_success"] == SIZE // PAGE
+        memory.check()
+
+
+def test_a_folio_that_is_partially_mapped_is_still_split() -> None:
+    memory = Memory("64K", SIZE, node=0)
+    hole = memory.words[PAGE // 8 : 2 * PAGE // 8]
+    _libc.madvise(ctypes.c_void_p(hole.ctypes.data), ctypes.c_size_t(PAGE), mmap.MADV_DONTNEED)
+    splits = THP / "hugepages-64kB/stats/split"
+    before = int(splits.read_text())
+    for node in (1, 0):
+        assert move_pages(memory, node, MT) >= 0
+    assert int(splits.read_text()) - before == 1
+
+
+@pytest.mark.parametrize("kind", ["base", "64K", "thp", "hugetlb"])
 def test_several_threads_do_copy(kind: str) -> None:
     """Not every time: a helper may come too late when the host is busy."""
     memory = Memory(kind, SIZE, node=0)

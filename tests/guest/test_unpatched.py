@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A kernel without the series: what is new in it is not there, and is not taken to be.
 
-Run by: pageferry lab run --memory 512M --cpus 2 (scripts/test_kernel live-module)
+Run by: scripts/test_kernel vanilla, which is the same source and configuration, and live-module,
+which is the distribution's kernel.
 """
 
 from __future__ import annotations

@@ -124,13 +124,24 @@ def test_kernels_in_one_table():
     assert text.getvalue().count("Moved 100000 normal pages") == 4
 
 
+def test_a_case_that_the_first_kernel_has_not():
+    more = figures()
+    more["cases"].append(more["cases"][0] | {"word": "64K", "page_size": 65536})
+    both = merge({"stock": figures(), "patched": more})
+    assert [case["word"] for case in both["cases"]] == ["normal", "64K"]
+    assert both["cases"][1]["ways"][0]["name"] == f"patched: {PLAIN}"
+
+
 def test_kinds_of_pages_that_the_series_did_not_measure(tmp_path):
     more = figures()
-    more["cases"].append(more["cases"][0] | {"word": "hugetlb", "page_size": HUGE})
+    more["cases"] += [
+        more["cases"][0] | {"word": "64K", "page_size": 65536},
+        more["cases"][0] | {"word": "hugetlb", "page_size": HUGE},
+    ]
     more["machine"] |= {"host_cpus": 1, "host_other_load": 0}
     text = io.StringIO()
     print_table(more, Console(file=text, width=200, soft_wrap=True))
-    assert "100000 hugetlb pages" in text.getvalue()
+    assert "100000 64K pages" in text.getvalue() and "100000 hugetlb pages" in text.getvalue()
     assert text.getvalue().count("  2017: 100000 normal") == len(published_figures(4096))
     more["cases"][0]["pages"] = 4096  # the series' own rows stay what they were
     text = io.StringIO()
@@ -145,7 +156,7 @@ def test_kinds_of_pages_that_the_series_did_not_measure(tmp_path):
     ("words", "expected"),
     [
         ([], [("normal", 100000), ("huge", 195)]),
-        (["--pages", "512", "3", "--kinds", "hugetlb,huge"], [("huge", 3), ("hugetlb", 3)]),
+        (["--pages", "512", "3", "--kinds", "huge,64K"], [("64K", 96), ("huge", 3)]),
         (["--mib", "8", "--kinds", "hugetlb,normal"], [("normal", 2048), ("hugetlb", 4)]),
     ],
 )

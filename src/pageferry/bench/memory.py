@@ -7,7 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ HUGE = 2 << 20
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MAP_HUGETLB = 0x40000
 _POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages"
+_THP = Path("/sys/kernel/mm/transparent_hugepage")
 _CHUNK = 1 << 20  # words compared at a time
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -29,21 +30,29 @@ class PageArray:
     """Private anonymous memory of ``pages`` pages of ``page_size`` bytes, written to.
 
     4 KiB pages are kept from becoming huge (MADV_NOHUGEPAGE), 2 MiB ones are transparent huge
-    pages, or of hugetlb's pool with ``hugetlb``. Every word holds a value that depends on its
-    place, so that ``check`` finds a lost, torn or swapped page. Raises ``MemoryError`` when the
-    kernel does not give that size of page.
+    pages, or of hugetlb's pool with ``hugetlb``. Sizes between are folios of base pages (mTHP,
+    Linux 6.10), for which root changes the machine's setting until they are there. Every word
+    holds a value that depends on its place, so that ``check`` finds a lost, torn or swapped page.
+    Raises ``MemoryError`` when the kernel does not give that size of page.
     """
 
     def __init__(self, pages: int, page_size: int, *, hugetlb: bool = False) -> None:
         self.page_size = page_size
         self.bytes = pages * page_size
-        kind = "base" if page_size == mmap.PAGESIZE else "hugetlb" if hugetlb else "thp"
-        if hugetlb:
-            self._map_of_the_pool()
+        if page_size not in (mmap.PAGESIZE, HUGE):
+            with _only_folios_of(page_size) as given:
+                self._map_and_fill()
+            # Or khugepaged would make huge pages of them.
+            self._map.madvise(mmap.MADV_NOHUGEPAGE)
+            kind, got = f"{page_size >> 10} KiB", given() * page_size
         else:
-            self._map_and_fill()
-        got = locate(self.words).by_kind(kind)
-        if got != self.bytes:
+            kind = "base" if page_size == mmap.PAGESIZE else "hugetlb" if hugetlb else "thp"
+            if hugetlb:
+                self._map_of_the_pool()
+            else:
+                self._map_and_fill()
+            got = locate(self.words).by_kind(kind)
+        if got < self.bytes:
             raise MemoryError(
                 f"the kernel gave {got} of {self.bytes} bytes in {kind} pages; is THP enabled "
                 "(/sys/kernel/mm/transparent_hugepage/enabled), and enough memory free?"
@@ -97,6 +106,32 @@ class PageArray:
             if len(wrong):
                 at = self.address + (first + int(wrong[0])) * 8
                 raise AssertionError(f"{len(wrong)} words are damaged, the first at {at:#x}")
+
+
+@contextmanager
+def _only_folios_of(size: int) -> Iterator[Callable[[], int]]:
+    """Have MADV_HUGEPAGE give folios of ``size`` bytes; yields how many were given since.
+
+    Raises ``MemoryError`` where the kernel has no folios of that size, or not for this user.
+    """
+    wanted = {f"hugepages-{HUGE >> 10}kB": "never", f"hugepages-{size >> 10}kB": "madvise"}
+    files = {_THP / name / "enabled": value for name, value in wanted.items()}
+    given = _THP / f"hugepages-{size >> 10}kB/stats/anon_fault_alloc"
+    try:
+        before = {file: file.read_text().split("[")[1].split("]")[0] for file in files}
+        began = int(given.read_text())
+        for file, value in files.items():
+            file.write_text(value)
+    except OSError as error:
+        raise MemoryError(
+            f"no folios of {size >> 10} KiB here: {error.filename}: {error.strerror}; "
+            "they take Linux 6.10 and root"
+        ) from None
+    try:
+        yield lambda: int(given.read_text()) - began
+    finally:
+        for file, value in before.items():
+            file.write_text(value)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 
 Ways to move the same pages are measured in turn, there and back summed, repeated after a
 warm-up, so that drift of the machine meets all of them alike. Ratios are taken inside one
-repeat, against one plain ``move_pages`` call. Hugetlb pages can be moved so, too, which the series
-did not measure.
+repeat, against one plain ``move_pages`` call. Folios of 64 KiB and hugetlb pages can be moved so,
+too, which the series did not measure.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from .._native import ffi, lib
 from ..errors import NodeError, PageferryError
 from ..flags import MPOL_MF_MOVE, MPOL_MF_MOVE_MT
+from ..locate import locate
 from ..migrate import move
 from ..syscalls import kernel_has_mt
 from ..topology import topology
@@ -61,9 +62,11 @@ class Ways(NamedTuple):
 
 DEFAULT_WAYS = Ways()
 HUGETLB = "hugetlb"
+MTHP = "64K"
 CASES = (Case(4096, 100000, "normal"), Case(HUGE, 195, "huge"))
 #: What ``--kernel all`` moves, all of one size in bytes.
-KINDS = (Case(4096, 1, "normal"), Case(HUGE, 1, "huge"), Case(HUGE, 1, HUGETLB))
+KINDS = (Case(4096, 1, "normal"), Case(64 << 10, 1, MTHP), Case(HUGE, 1, "huge"),
+         Case(HUGE, 1, HUGETLB))  # fmt: skip
 _TUNABLE = Path("/proc/sys/vm/mt_page_copy")
 _KERNEL_THREADS = Path("/proc/sys/vm/mt_page_copy_threads")
 PLAIN = "plain move_pages"
@@ -122,12 +125,19 @@ def merge(by_kernel: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of several kernels' guests as one: those of the first, and the others'.
 
     Ways of the others have the kernel's name with theirs, and keep the baseline of their own guest.
+    Cases that the first does not have follow its own.
     """
     (_, merged), *others = by_kernel.items()
     merged["kernels"] = {name: each["machine"] for name, each in by_kernel.items()}
+    cases = {case["word"]: case for case in merged["cases"]}
     for kernel, figures in others:
-        for case, more in zip(merged["cases"], figures["cases"], strict=True):
-            case["ways"] += [{**way, "name": f"{kernel}: {way['name']}"} for way in more["ways"]]
+        for more in figures["cases"]:
+            ways = [{**way, "name": f"{kernel}: {way['name']}"} for way in more["ways"]]
+            if more["word"] in cases:
+                cases[more["word"]]["ways"] += ways
+            else:
+                cases[more["word"]] = {**more, "ways": ways}
+    merged["cases"] = list(cases.values())
     return merged
 
 
@@ -193,6 +203,8 @@ def _case(
                 if repeat >= 0:
                     samples[name].append((there, back))
             names.append(names.pop(0))  # nobody always goes first
+            if repeat < 0 and locate(array.words).on(first) != size:
+                raise MemoryError(f"this kernel splits {word} pages when it migrates them")
         say(f"{pages} {word} pages: comparing every byte")
         array.check()
         if child:

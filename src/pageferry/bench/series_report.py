@@ -11,7 +11,7 @@ from rich.console import Console
 from ..pictures import canvas
 from .machine import describe
 from .published import SERIES, published
-from .series import CASES, HUGETLB
+from .series import CASES, HUGETLB, MTHP
 
 MEASURED = {case.word: case.pages for case in CASES}
 
@@ -157,7 +157,7 @@ def _colour(way: str) -> str:
 
 
 def _title(case: dict[str, Any]) -> str:
-    kind = "hugetlb pages" if case["word"] == HUGETLB else "pages"
+    kind = {MTHP: "folios", HUGETLB: "hugetlb pages"}.get(case["word"], "pages")
     return f"{case['pages']} {kind} of {_size(case['page_size'])}"
 
 

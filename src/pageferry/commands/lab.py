@@ -132,7 +132,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default="stock",
         metavar="NAME|PATH",
         help="a distribution's kernel (stock, stock-6.1), the former with the live module "
-        "(stock+module), one built by the lab (patched, vanilla, patched-debug, idle), or a "
+        "(stock+module), one built by the lab (patched, vanilla, patched-debug, "
+        "partly-patched, idle), or a "
         "bzImage or vmlinux with 9p, virtio and overlayfs built in (stock)",
     )
     group.add_argument(

@@ -60,7 +60,7 @@ def find_kernel(
 
     The names are ``stock`` and ``stock-6.1``, of the distribution; ``stock+module``, the former
     with the live module; and those of ``kernel_build.RECIPES``: ``patched``, ``vanilla``,
-    ``patched-debug`` and ``idle``.
+    ``patched-debug``, ``partly-patched`` and ``idle``.
 
     ``modules`` is a directory with the ``.ko`` files that a kernel at a path needs for 9p;
     without it the kernel must have 9p, virtio and overlayfs built in. ``notify`` is told,

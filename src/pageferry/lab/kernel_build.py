@@ -52,6 +52,9 @@ RECIPES = {
         ("guest.config", "debug.config"),
         "patched, with KASAN, lockdep, DEBUG_ATOMIC_SLEEP, DEBUG_VM and error injection",
     ),
+    "partly-patched": Recipe(
+        True, ("guest.config",), "with the first patches only, for scripts/test_patches"
+    ),
     "idle": Recipe(False, ("guest.config", "idle.config"), "vanilla, with idle page tracking"),
 }
 

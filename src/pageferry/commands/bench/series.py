@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from ... import console
-from ...bench.series import CASES, KINDS, Case, Ways, merge, run_series
+from ...bench.series import CASES, KINDS, MTHP, Case, Ways, merge, run_series
 from ...bench.series_report import plot, print_table
 from .experiment import (
     add_lab,
@@ -52,8 +52,9 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         "--kinds",
         type=_kinds,
         metavar="KIND,KIND,…",
-        help=f"of {', '.join(case.word for case in KINDS)}, which takes root (default: "
-        "normal,huge; with --kernel all, all three)",
+        help=f"of {', '.join(case.word for case in KINDS)}; 64K are folios of base pages, which "
+        "only the series for 6.12 keeps whole; they and hugetlb take root (default: normal,huge; "
+        "with --kernel all, all four, 64K on patched only)",
     )
     parser.add_argument(
         "--mib", type=count, help="so much of each kind instead of --pages (with --kernel all: 64)"
@@ -108,8 +109,8 @@ def _run(args: argparse.Namespace) -> int:
     elif wants_guest(args):
         figures = merge(
             {
-                kernel: in_guest(args, _options(args, first=not number), kernel=kernel)
-                for number, kernel in enumerate(args.kernel)
+                kernel: in_guest(args, _options(args, kernel), kernel=kernel)
+                for kernel in args.kernel
             }
         )
     else:
@@ -127,13 +128,16 @@ def _run(args: argparse.Namespace) -> int:
     return show(args, figures, print_table, plot)
 
 
-def _options(args: argparse.Namespace, *, first: bool) -> list[str]:
-    """Return what the same command in a guest is to be told."""
+def _options(args: argparse.Namespace, kernel: str) -> list[str]:
+    """Return what the same command in a guest of this kernel is to be told."""
+    first = kernel == args.kernel[0]
     options = ["--repeats", str(args.repeats), "--pages", *map(str, args.pages)]
     if args.threads:
         options += ["--threads", ",".join(map(str, args.threads))]
     if args.kinds:
-        options += ["--kinds", ",".join(args.kinds)]
+        # Of all kernels, the patched one alone keeps folios whole.
+        kinds = [k for k in args.kinds if (k, args.kernel) != (MTHP, _ALL) or kernel == "patched"]
+        options += ["--kinds", ",".join(kinds)]
     if args.mib:
         options += ["--mib", str(args.mib)]
     options += ["--user-engine"] if args.user_engine and first else []
