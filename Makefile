@@ -17,7 +17,7 @@ help:
 	@echo "make test    all tests, on this machine and in lab guests"
 	@echo "make test-kernel    Linux with the patches of kernel/: built, booted in a guest, tested"
 	@echo "make soak-kernel    such a kernel with KASAN and lockdep under load for SOAK_SECONDS=3600"
-	@echo "make ci-kernel      as much of test-kernel as fits into KERNEL_SECONDS=2400 and its tests"
+	@echo "make ci-kernel      as much of test-kernel as fits into KERNEL_SECONDS=1800 and its tests"
 	@echo "make test-patches   each patch of kernel/ built and booted alone"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
@@ -57,7 +57,7 @@ test-kernel: build
 
 # As much of test-kernel as fits into the time of a machine for continuous integration: builds end
 # after KERNEL_SECONDS, that of the patched kernel excepted, and the stress is short.
-KERNEL_SECONDS := 2400
+KERNEL_SECONDS := 1800
 
 ci-kernel: build
 	PAGEFERRY_KERNEL_SECONDS=$(KERNEL_SECONDS) PAGEFERRY_STRESS_SECONDS=60 scripts/test_kernel

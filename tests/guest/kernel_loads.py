@@ -315,12 +315,15 @@ def failing(fail: Callable[[int], None]) -> Load:
 
 
 def tuning(counts: Counts) -> Turn:
-    """Change the tunables, mostly with all migrations copied by several threads."""
+    """Change the tunables, mostly with all migrations copied by several threads.
+
+    NUMA balancing is on all the time instead: to turn it on or off changes code, as in
+    ``failing_copies``.
+    """
 
     def turn(number: int) -> None:
         (VM / "mt_page_copy").write_text(str(int(number % 8 != 0)))
         (VM / "mt_page_copy_threads").write_text(str((4, 2, 8, 1)[number // 4 % 4]))
-        Path("/proc/sys/kernel/numa_balancing").write_text(str(number // 8 % 2))
         time.sleep(0.5)
 
     return turn

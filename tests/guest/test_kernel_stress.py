@@ -39,6 +39,8 @@ def ready(pools: tuple[Path, Path]) -> Iterator[Callable[[int], None]]:
     """A machine with pools and patience; given is what makes copies fail."""
     for file, value in _PATIENCE.items():
         Path(file).write_text(value)
+    balancing = Path("/proc/sys/kernel/numa_balancing")
+    balancing.write_text("1")
     for pool in pools:
         pool.write_text(str(2 * loads.SIZE // HUGE))
     assert complaints() == []
@@ -46,7 +48,7 @@ def ready(pools: tuple[Path, Path]) -> Iterator[Callable[[int], None]]:
         yield fail
     (loads.VM / "mt_page_copy").write_text("0")
     (loads.VM / "mt_page_copy_threads").write_text("4")
-    Path("/proc/sys/kernel/numa_balancing").write_text("0")
+    balancing.write_text("0")
 
 
 def test_everything_at_once(

@@ -165,13 +165,20 @@ def test_which_cases_are_measured(words, expected):
     assert [(case.word, case.pages) for case in command._cases(args)] == expected
 
 
+def test_folios_are_for_the_kernel_that_keeps_them_whole():
+    args = cli.build_parser().parse_args(["bench", "series", "--kernel", "all"])
+    args.kinds = ("normal", "64K")
+    assert "normal" in command._options(args, "stock")
+    assert "normal,64K" in command._options(args, "patched")
+
+
 def test_what_guests_after_the_first_are_told():
     args = cli.build_parser().parse_args(["bench", "series", "--kernel", "all"])
     assert args.kernel == ("stock", "stock+module", "patched")
     args.user_engine = True
-    assert "--user-engine" in command._options(args, first=True)
-    assert "--calls-only" not in command._options(args, first=True)
-    later = command._options(args, first=False)
+    assert "--user-engine" in command._options(args, "stock")
+    assert "--calls-only" not in command._options(args, "stock")
+    later = command._options(args, "patched")
     assert {"--calls-only", "--no-migratepages"} <= set(later) and "--user-engine" not in later
 
 
