@@ -3,6 +3,7 @@
  * The user engine as a C program uses it, alone with the memory: every way and
  * page size, what stays as it was, what is refused. With one node the pages
  * are moved to where they are: that they are others is seen by their frames.
+ * Usage: user_engine [MIB], by default with 24 MiB of it at a time.
  */
 #include <errno.h>
 #include <signal.h>
@@ -11,12 +12,14 @@
 
 #include "user_memory.h"
 
-enum { BYTES = 24 << 20, PAGES = BYTES >> 12 };
+enum { MOST_MIB = 24, MOST_PAGES = MOST_MIB << 8 };
+
+static size_t bytes = (size_t)MOST_MIB << 20, pages = MOST_PAGES;
 
 static int nodes[2];
 static int n_nodes;
 static struct pf_extent left[MAX_LEFT];
-static uint64_t frames_before[PAGES], frames_after[PAGES];
+static uint64_t frames_before[MOST_PAGES], frames_after[MOST_PAGES];
 
 static const char *way_name(uint32_t way)
 {
@@ -26,7 +29,7 @@ static const char *way_name(uint32_t way)
 }
 
 /* How many pages have another frame now. Frames are for root; else all of them. */
-static size_t changed_frames(size_t pages)
+static size_t changed_frames(void)
 {
 	size_t count = 0;
 
@@ -42,161 +45,161 @@ static size_t changed_frames(size_t pages)
 
 static void moves(uint32_t way, bool huge, uint32_t threads, uint32_t flags)
 {
-	unsigned char *memory = memory_new(BYTES, huge);
-	struct pf_extent extent = extent_of(memory, BYTES, huge);
+	unsigned char *memory = memory_new(bytes, huge);
+	struct pf_extent extent = extent_of(memory, bytes, huge);
 	char before[512], after[512];
 	struct pf_user call;
 
-	CHECK(!madvise(memory, BYTES, MADV_DONTDUMP));
-	fill(memory, BYTES, 1);
+	CHECK(!madvise(memory, bytes, MADV_DONTDUMP));
+	fill(memory, bytes, 1);
 	for (int round = 0; round < 3; round++) {
-		int maps = mappings_in(memory, BYTES, before, sizeof(before));
+		int maps = mappings_in(memory, bytes, before, sizeof(before));
 
-		pagemap(memory, PAGES, frames_before);
+		pagemap(memory, pages, frames_before);
 		call = user_call(nodes[(round + 1) % n_nodes], way, threads, &extent, 1, left);
 		call.flags |= flags;
 		CHECK(pf_user_run(&call) == 0);
-		pagemap(memory, PAGES, frames_after);
-		check_fill(memory, BYTES, 1);
+		pagemap(memory, pages, frames_after);
+		check_fill(memory, bytes, 1);
 		if (call.progress.bytes_left)
 			fprintf(stderr, "%s, huge %d: left %" PRIu64 ", EINVAL %" PRIu64
 				", ENOMEM %" PRIu64 ", EBUSY %" PRIu64 "\n", way_name(way), huge,
 				call.progress.bytes_left, call.progress.left[EINVAL],
 				call.progress.left[ENOMEM], call.progress.left[EBUSY]);
-		CHECK(call.progress.bytes_moved == BYTES);
+		CHECK(call.progress.bytes_moved == bytes);
 		CHECK(call.progress.pages_moved[huge] == extent.pages);
 		CHECK(call.n_left == 0 && call.progress.bytes_left == 0);
 		CHECK(call.progress.pieces > 0);
-		CHECK(changed_frames(PAGES) == PAGES);
-		CHECK(mappings_in(memory, BYTES, after, sizeof(after)) == maps);
+		CHECK(changed_frames() == pages);
+		CHECK(mappings_in(memory, bytes, after, sizeof(after)) == maps);
 		CHECK(!strcmp(before, after));
 	}
-	CHECK(!munmap(memory, BYTES));
+	CHECK(!munmap(memory, bytes));
 }
 
 /* Huge pages become base pages on the way, also where they are already; and back. */
 static void splits(uint32_t way)
 {
-	unsigned char *memory = memory_new(BYTES, true);
-	struct pf_extent extent = extent_of(memory, BYTES, true);
+	unsigned char *memory = memory_new(bytes, true);
+	struct pf_extent extent = extent_of(memory, bytes, true);
 	struct pf_user call;
 
-	fill(memory, BYTES, 2);
+	fill(memory, bytes, 2);
 	call = user_call(nodes[0], way, 2, &extent, 1, left);
 	call.page_shift = 12;
 	CHECK(pf_user_run(&call) == 0);
-	CHECK(call.progress.bytes_moved == BYTES);
-	CHECK(call.progress.pages_moved[PF_PAGE_BASE] == PAGES);
-	check_fill(memory, BYTES, 2);
+	CHECK(call.progress.bytes_moved == bytes);
+	CHECK(call.progress.pages_moved[PF_PAGE_BASE] == pages);
+	check_fill(memory, bytes, 2);
 	/* They are moved as base pages now; as huge ones they would be split. */
-	extent = extent_of(memory, BYTES, false);
+	extent = extent_of(memory, bytes, false);
 	call = user_call(nodes[0], way, 2, &extent, 1, left);
 	CHECK(pf_user_run(&call) == 0);
-	CHECK(call.progress.bytes_moved == BYTES);
-	check_fill(memory, BYTES, 2);
+	CHECK(call.progress.bytes_moved == bytes);
+	check_fill(memory, bytes, 2);
 	/* In every way the same, and each byte takes its time under emulation. */
 	if (way == PF_USER_CHECKED && pf_user_features() & PF_USER_HAS_COLLAPSE) {
 		call = user_call(nodes[n_nodes - 1], way, 2, &extent, 1, left);
 		call.page_shift = 21;
 		CHECK(pf_user_run(&call) == 0);
-		CHECK(call.progress.bytes_moved == BYTES);
-		CHECK(call.progress.bytes_collapsed == BYTES);
-		CHECK(call.progress.pages_moved[PF_PAGE_THP] == BYTES / HUGE);
+		CHECK(call.progress.bytes_moved == bytes);
+		CHECK(call.progress.bytes_collapsed == bytes);
+		CHECK(call.progress.pages_moved[PF_PAGE_THP] == bytes / HUGE);
 		CHECK(!call.progress.pages_moved[PF_PAGE_BASE]);
-		check_fill(memory, BYTES, 2);
-		extent = extent_of(memory, BYTES, true);
+		check_fill(memory, bytes, 2);
+		extent = extent_of(memory, bytes, true);
 		call = user_call(nodes[0], way, 2, &extent, 1, left);
 		CHECK(pf_user_run(&call) == 0);
-		CHECK(call.progress.pages_moved[PF_PAGE_THP] == BYTES / HUGE);
+		CHECK(call.progress.pages_moved[PF_PAGE_THP] == bytes / HUGE);
 	}
-	CHECK(!munmap(memory, BYTES));
+	CHECK(!munmap(memory, bytes));
 }
 
 /* Absent pages stay absent, and the ones between them are moved. */
 static void absent(uint32_t way)
 {
-	unsigned char *memory = memory_new(BYTES, false);
-	struct pf_extent extent = extent_of(memory, BYTES, false);
+	unsigned char *memory = memory_new(bytes, false);
+	struct pf_extent extent = extent_of(memory, bytes, false);
 	struct pf_user call;
 	size_t gone = 0;
 
-	fill(memory, BYTES, 3);
-	for (size_t i = 0; i < PAGES; i += 97, gone++)
+	fill(memory, bytes, 3);
+	for (size_t i = 0; i < pages; i += 97, gone++)
 		CHECK(!madvise(memory + i * PAGE, PAGE, MADV_DONTNEED));
 	call = user_call(nodes[n_nodes - 1], way, 2, &extent, 1, left);
 	CHECK(pf_user_run(&call) == 0);
-	CHECK(call.progress.bytes_moved + call.progress.bytes_gone == BYTES);
+	CHECK(call.progress.bytes_moved + call.progress.bytes_gone == bytes);
 	if (way == PF_USER_CHECKED) {
 		CHECK(call.progress.bytes_gone == gone * PAGE);
-		pagemap(memory, PAGES, frames_after);
-		for (size_t i = 0; i < PAGES; i++)
+		pagemap(memory, pages, frames_after);
+		for (size_t i = 0; i < pages; i++)
 			CHECK(!(frames_after[i] & PAGEMAP_PRESENT) == !(i % 97));
 	}
-	for (size_t i = 0; i < PAGES; i++)
+	for (size_t i = 0; i < pages; i++)
 		for (size_t k = i * PAGE; k < (i + 1) * PAGE; k++)
 			CHECK(memory[k] == (i % 97 ? byte_at(k, 3) : 0));
-	CHECK(!munmap(memory, BYTES));
+	CHECK(!munmap(memory, bytes));
 }
 
 /* Pages on the target are found, and left alone, unless asked for. */
 static void already(void)
 {
-	unsigned char *memory = memory_new(BYTES, false);
-	struct pf_extent extent = extent_of(memory, BYTES, false);
+	unsigned char *memory = memory_new(bytes, false);
+	struct pf_extent extent = extent_of(memory, bytes, false);
 	struct pf_user call;
 
-	fill(memory, BYTES, 4);
+	fill(memory, bytes, 4);
 	call = user_call(nodes[0], PF_USER_CHECKED, 2, &extent, 1, left);
 	CHECK(pf_user_run(&call) == 0);
 	call = user_call(nodes[0], PF_USER_CHECKED, 2, &extent, 1, left);
 	call.flags = PF_USER_EXACT;
 	CHECK(pf_user_run(&call) == 0);
-	CHECK(call.progress.bytes_already == BYTES && !call.progress.bytes_moved);
-	CHECK(call.progress.pages_already[PF_PAGE_BASE] == PAGES);
-	check_fill(memory, BYTES, 4);
-	CHECK(!munmap(memory, BYTES));
+	CHECK(call.progress.bytes_already == bytes && !call.progress.bytes_moved);
+	CHECK(call.progress.pages_already[PF_PAGE_BASE] == pages);
+	check_fill(memory, bytes, 4);
+	CHECK(!munmap(memory, bytes));
 }
 
 static void policy_stays(void)
 {
-	unsigned char *memory = memory_new(BYTES, false);
-	struct pf_extent extent = extent_of(memory, BYTES, false);
+	unsigned char *memory = memory_new(bytes, false);
+	struct pf_extent extent = extent_of(memory, bytes, false);
 	unsigned long mask = 1ul << nodes[0], seen = 0;
 	struct pf_user call;
 	int mode = -1;
 
-	CHECK(!syscall(SYS_mbind, memory, BYTES / 2, 2, &mask, 64ul, 0u));
-	fill(memory, BYTES, 5);
+	CHECK(!syscall(SYS_mbind, memory, bytes / 2, 2, &mask, 64ul, 0u));
+	fill(memory, bytes, 5);
 	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, 2, &extent, 1, left);
 	CHECK(pf_user_run(&call) == 0);
 	/* The piece across the border of the two mappings is for another engine. */
-	CHECK(call.progress.bytes_moved + call.progress.bytes_left == BYTES);
-	CHECK(call.progress.bytes_moved >= BYTES / 2);
-	check_fill(memory, BYTES, 5);
+	CHECK(call.progress.bytes_moved + call.progress.bytes_left == bytes);
+	CHECK(call.progress.bytes_moved >= bytes / 2);
+	check_fill(memory, bytes, 5);
 	CHECK(!syscall(SYS_get_mempolicy, &mode, &seen, 64ul, memory, 2ul));
 	CHECK(mode == 2 && seen == mask);
-	CHECK(!syscall(SYS_get_mempolicy, &mode, NULL, 0ul, memory + BYTES - 1, 2ul));
+	CHECK(!syscall(SYS_get_mempolicy, &mode, NULL, 0ul, memory + bytes - 1, 2ul));
 	CHECK(mode == 0);
 	CHECK(!syscall(SYS_get_mempolicy, &mode, NULL, 0ul, NULL, 0ul));
 	CHECK(mode == 0);	/* the thread's own is back, too */
-	CHECK(!munmap(memory, BYTES));
+	CHECK(!munmap(memory, bytes));
 }
 
-static void expect_left(unsigned char *memory, size_t bytes, uint32_t way, uint32_t threads,
+static void expect_left(unsigned char *memory, size_t size, uint32_t way, uint32_t threads,
 			int error)
 {
-	struct pf_extent extent = extent_of(memory, bytes, false);
+	struct pf_extent extent = extent_of(memory, size, false);
 	struct pf_user call = user_call(nodes[n_nodes - 1], way, threads, &extent, 1, left);
 	uint64_t listed = 0;
 
 	CHECK(pf_user_run(&call) == 0);
 	for (uint64_t i = 0; i < call.n_left; i++)
 		listed += left[i].pages << left[i].shift;
-	if (call.progress.left[error] != bytes || listed != bytes)
+	if (call.progress.left[error] != size || listed != size)
 		fprintf(stderr, "way %u: error %d: %" PRIu64 " left, %" PRIu64 " listed, not %zu\n",
-			way, error, call.progress.left[error], listed, bytes);
-	CHECK(call.progress.left[error] == bytes);
-	CHECK(call.progress.bytes_left == bytes && listed == bytes);
+			way, error, call.progress.left[error], listed, size);
+	CHECK(call.progress.left[error] == size);
+	CHECK(call.progress.bytes_left == size && listed == size);
 	CHECK(!call.progress.bytes_moved);
 }
 
@@ -271,51 +274,51 @@ static int cancel_at_once(void *arg)
 
 static void cancelled(void)
 {
-	unsigned char *memory = memory_new(BYTES, false);
-	struct pf_extent extent = extent_of(memory, BYTES, false);
+	unsigned char *memory = memory_new(bytes, false);
+	struct pf_extent extent = extent_of(memory, bytes, false);
 	struct pf_user call;
 
-	fill(memory, BYTES, 8);
+	fill(memory, bytes, 8);
 	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, 2, &extent, 1, left);
 	call.poll = cancel_at_once;
 	call.poll_us = 1;
 	call.piece_bytes = 64 << 10;
 	CHECK(pf_user_run(&call) == -ECANCELED);
 	CHECK(call.progress.bytes_skipped > 0);
-	CHECK(call.progress.bytes_moved + call.progress.bytes_skipped == BYTES);
-	check_fill(memory, BYTES, 8);
-	CHECK(!munmap(memory, BYTES));
+	CHECK(call.progress.bytes_moved + call.progress.bytes_skipped == bytes);
+	check_fill(memory, bytes, 8);
+	CHECK(!munmap(memory, bytes));
 }
 
 /* Pages of the pool are taken, and old ones given to it. */
 static void pool(bool huge)
 {
-	unsigned char *memory = memory_new(BYTES, huge);
-	struct pf_extent extent = extent_of(memory, BYTES, huge);
+	unsigned char *memory = memory_new(bytes, huge);
+	struct pf_extent extent = extent_of(memory, bytes, huge);
 	int from = nodes[0], to = nodes[n_nodes - 1];
 	uint32_t shift = huge ? 21 : 12;
 	struct pf_user call;
 
-	fill(memory, BYTES, 9);
+	fill(memory, bytes, 9);
 	call = user_call(from, PF_USER_CHECKED, 1, &extent, 1, left);
 	CHECK(pf_user_run(&call) == 0);
-	CHECK(pf_pool_reserve(to, shift, BYTES, 1, NULL) == 0);
+	CHECK(pf_pool_reserve(to, shift, bytes, 1, NULL) == 0);
 	if (to != from)
-		CHECK(pf_pool_reserve(from, shift, BYTES, 1, NULL) == 0);
+		CHECK(pf_pool_reserve(from, shift, bytes, 1, NULL) == 0);
 	for (int round = 0; round < 3; round++) {
 		call = user_call(round % 2 ? from : to, PF_USER_CHECKED, 2, &extent, 1, left);
 		call.flags |= PF_USER_EXACT;
 		CHECK(pf_user_run(&call) == 0);
-		CHECK(call.progress.bytes_moved == BYTES);
+		CHECK(call.progress.bytes_moved == bytes);
 		CHECK(call.progress.bytes_pooled > 0);
-		check_fill(memory, BYTES, 9);
+		check_fill(memory, bytes, 9);
 		/* What came from the pool of one node has been given to that of the other. */
 		CHECK(pf_pool_bytes(round % 2 ? to : from, shift) > 0);
 	}
-	CHECK(pf_pool_release(to, shift, BYTES) >= 0);
+	CHECK(pf_pool_release(to, shift, bytes) >= 0);
 	if (to != from)
-		CHECK(pf_pool_release(from, shift, BYTES) >= 0);
-	CHECK(!munmap(memory, BYTES));
+		CHECK(pf_pool_release(from, shift, bytes) >= 0);
+	CHECK(!munmap(memory, bytes));
 }
 
 /* A heap that is moved may hold the very call: nothing of it is touched while a piece is away. */
@@ -358,13 +361,18 @@ static void bad_calls(void)
 	CHECK(pf_user_run(&call) == 0);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	int64_t features = pf_user_features();
 	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	alarm(120 * SLOWER);
+	if (argc > 1) {
+		bytes = strtoul(argv[1], NULL, 10) << 20;
+		CHECK(bytes >= 4 * HUGE && bytes <= (size_t)MOST_MIB << 20);
+		pages = bytes / PAGE;
+	}
 	n_nodes = memory_nodes(nodes, 2);
 	if (features < 0) {
 		struct pf_user call = user_call(0, PF_USER_CHECKED, 1, NULL, 0, left);

@@ -33,23 +33,41 @@ static inline unsigned char *memory_new(size_t bytes, bool huge)
 	return memory;
 }
 
-/* Every byte depends on its place; seed tells one filling from the next. */
+/*
+ * Every byte depends on its place; seed tells one filling from the next. Made and compared a word
+ * at a time: under emulation each step takes as long as a hundred do on the machine itself.
+ */
+static inline NO_RACE_HERE uint64_t word_at(size_t i, unsigned int seed)
+{
+	uint64_t word = i / 8 * 0x9e3779b97f4a7c15u;
+
+	return (word ^ word >> 32) + seed * 0x0101010101010101u;
+}
+
 static inline NO_RACE_HERE unsigned char byte_at(size_t i, unsigned int seed)
 {
-	return (unsigned char)((i * 2654435761u >> 13) + (i >> 12) * 7 + seed);
+	return (unsigned char)(word_at(i, seed) >> i % 8 * 8);
 }
 
 static inline NO_RACE_HERE void fill(unsigned char *memory, size_t bytes, unsigned int seed)
 {
-	for (size_t i = 0; i < bytes; i++)
-		memory[i] = byte_at(i, seed);
+	uint64_t *words = (uint64_t *)memory;
+
+	CHECK(!((uintptr_t)memory % 8) && !(bytes % 8));
+	for (size_t i = 0; i < bytes; i += 8)
+		words[i / 8] = word_at(i, seed);
 }
 
 static inline NO_RACE_HERE void check_fill(const unsigned char *memory, size_t bytes, unsigned int seed)
 {
-	for (size_t i = 0; i < bytes; i++) {
-		if (memory[i] == byte_at(i, seed))
+	const uint64_t *words = (const uint64_t *)memory;
+
+	CHECK(!((uintptr_t)memory % 8) && !(bytes % 8));
+	for (size_t i = 0; i < bytes; i += 8) {
+		if (words[i / 8] == word_at(i, seed))
 			continue;
+		while (memory[i] == byte_at(i, seed) && i % 8 < 7)
+			i++;
 		fprintf(stderr, "byte %zu is %u, not %u\n", i, memory[i], byte_at(i, seed));
 		exit(1);
 	}
