@@ -86,7 +86,7 @@ test-stress: build lab
 # Their own environment: together 6 GB, most of it PyTorch's.
 test-tensors: build
 	test -d build-tensors || $(BIN)/python -m venv build-tensors
-	build-tensors/bin/pip install --quiet numpy cffi pytest torch jax pyarrow
+	build-tensors/bin/pip install --quiet numpy cffi pytest hypothesis torch jax pyarrow
 	rm -f build-tensors/*.whl
 	$(BUILD) --wheel -o build-tensors
 	build-tensors/bin/pip install --quiet --no-deps --force-reinstall build-tensors/*.whl
@@ -97,11 +97,12 @@ test-faults: setup
 	$(BIN)/python scripts/test_faults.py --json build-tests-gcc/faults.json
 
 ROUNDS := 100
-SEED := 1
+SEED := $(shell date +%s)
 RESTLESS := build-tests-gcc/tests/c/test-restless
 
-# In a guest, where pages have somewhere to go; SEED repeats what was random.
+# In a guest, where pages have somewhere to go. Another SEED each time; given, it repeats one.
 test-trouble: build lab
+	@echo "SEED=$(SEED)"
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c '\
 		{ test -d build-tests-gcc || CC=gcc meson setup build-tests-gcc -Dbuild_tests=true; } && \
 		ninja -C build-tests-gcc tests/c/test-restless'
@@ -126,6 +127,7 @@ SECONDS := 60
 fuzz: build
 	scripts/install clang libclang-rt-dev
 	$(BIN)/python scripts/fuzz.py $(SECONDS)
+	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile=random tests/host
 
 test-sanitize: setup
 	scripts/test_sanitize

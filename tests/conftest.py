@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pageferry import pressure
 
@@ -14,6 +15,20 @@ from pageferry import pressure
 # starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The same examples each time, so that what fails is due to a change, and no limits of time. For
+# make fuzz there are others: pytest --hypothesis-profile=random.
+for name, same, examples in (("same", True, 100), ("random", False, 1000)):
+    settings.register_profile(
+        name,
+        derandomize=same,
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+    )
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@
  * of a move. A record of what each page must hold says after each step whether
  * it does.
  *
- * Usage: restless [SEED [STEPS [own|outside]]]. own: threads of this process move
+ * Usage: restless [SEED [STEPS [own|outside]]], by default with seed 1. own: threads of this process move
  * the memory, by the user engine and the kernel's; outside: somebody else does. A
  * seed stands for one order of steps; what the moves are at meanwhile differs.
  */
@@ -18,7 +18,6 @@
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include "user_memory.h"
 
@@ -516,10 +515,8 @@ static void become_another(char **words)
 int main(int argc, char **argv)
 {
 	long wanted = argc > 2 ? atol(argv[2]) : 1500 / SLOWER;
-	struct timespec now;
 
-	clock_gettime(CLOCK_REALTIME, &now);
-	seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)now.tv_nsec;
+	seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
 	steps = (unsigned long)labs(wanted);
 	own = argc <= 3 || !strcmp(argv[3], "own");
 	state = seed + (wanted < 0);
