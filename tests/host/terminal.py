@@ -17,7 +17,7 @@ from typing import Any
 
 import pyte
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class Terminal:

@@ -19,7 +19,7 @@ from pageferry.report import MoveResult
 from pageferry.topology import topology
 
 NODE = topology().target_nodes[0]
-PATIENCE = 60
+PATIENCE = 300
 
 
 def run(coroutine: Any) -> Any:
@@ -105,7 +105,7 @@ def test_cancelled_it_waits_until_the_move_has_ended(
             task.cancel()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            assert task.done() == held.over.is_set()
+            assert not task.done() or held.over.is_set()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert held.cancelled and held.over.is_set()

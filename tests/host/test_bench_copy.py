@@ -147,7 +147,7 @@ def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "pageferry", "bench", "copy", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

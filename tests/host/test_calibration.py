@@ -222,7 +222,7 @@ def test_what_one_node_lets_be_measured() -> None:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
 
 

@@ -31,7 +31,7 @@ def run(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         [*PROGRAM, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env=os.environ | OPTIONAL,
         **kwargs,
     )
@@ -294,7 +294,7 @@ def test_a_terminal(pid: int) -> None:
             break
         text += piece
     os.close(near)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert b"Moved 0 B to node 0" in text
 
 
@@ -305,6 +305,6 @@ def test_a_reader_that_goes_away(pid: int) -> None:
         [*PROGRAM, "locate", str(pid)], stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     assert complaint == ""
     assert process.returncode in (0, 141)

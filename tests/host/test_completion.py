@@ -32,7 +32,7 @@ def complete(*words: str) -> list[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout.split()
 
@@ -59,7 +59,7 @@ def test_every_shell_takes_its_script(shell: str) -> None:
     assert all(verb in text for verb in cli.COMMANDS)
     if not shutil.which(shell):
         pytest.skip(f"no {shell} here to read it")
-    subprocess.run([shell, "-n"], input=text, text=True, check=True, timeout=60)
+    subprocess.run([shell, "-n"], input=text, text=True, check=True, timeout=300)
 
 
 def test_the_command_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_others_may_move_meanwhile(memory: Region) -> None:
     def other() -> None:
         thread = threading.Thread(target=lambda: results.append(move(np.ones(1 << 18), 0)))
         thread.start()
-        thread.join(60)
+        thread.join(300)
 
     control = MoveControl()
     pausing = Pausing(control)
@@ -219,6 +219,8 @@ def test_ctrl_z(several: bool) -> None:
     pids = [str(child.pid)] * (2 if several else 1)
     with Terminal([sys.executable, "-c", code, "move", *pids, "--to", "0", "--threads", "1"]) as it:
         it.until(lambda: stopped(it), "the stop")
+        while it._read(0.0):  # what it wrote before
+            pass
         assert "100%" not in it.screen and "to node 0" not in it.screen  # taken off
         assert b"to node 0" in it.raw and not it.cursor_hidden
         it.kill(signal.SIGCONT)

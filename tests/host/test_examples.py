@@ -43,12 +43,12 @@ def test_prolog(tmp_path: Path) -> None:
     stand_in.chmod(0o755)
     prolog = EXAMPLES / "slurm/prolog"
     variables = {"PAGEFERRY": str(stand_in), "PAGEFERRY_SERVICE_NODE": "2"}
-    done = subprocess.run([prolog], env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([prolog], env=variables, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "")
     args = build_parser().parse_args((tmp_path / "words").read_text().splitlines())
     assert (args.command, args.to, args.source) == ("move", "2", "!2")
     nothing = {"PAGEFERRY": str(tmp_path / "missing")}
-    assert subprocess.run([prolog], env=nothing, timeout=60).returncode == 0
+    assert subprocess.run([prolog], env=nothing, timeout=300).returncode == 0
 
 
 def test_prolog_moves_a_real_process(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_prolog_moves_a_real_process(tmp_path: Path) -> None:
                 },
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=300,
             )
             assert (done.returncode, done.stdout) == (0, "") and done.stderr
             assert (tmp_path / "log").read_text().splitlines()[-1] == f"ended with {code}"
@@ -136,7 +136,7 @@ def test_profile_and_capabilities_are_enough(pod: dict[str, Any]) -> None:
                 done = subprocess.run(
                     [sys.executable, Path(__file__).with_name("restricted.py"), PROFILE,
                      ",".join(capabilities["add"]), *words, "--json"],
-                    capture_output=True, text=True, timeout=120,
+                    capture_output=True, text=True, timeout=300,
                 )  # fmt: skip
                 assert done.returncode == 0, done.stderr
                 refused, _, text = done.stdout.partition("\n")

@@ -258,7 +258,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def scrape(url: str) -> dict[tuple[str, ...], float]:
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    with urllib.request.urlopen(url, timeout=300) as answer:
         return samples(answer.read().decode())
 
 
@@ -275,14 +275,14 @@ def test_served_until_sigterm() -> None:
         assert len(answers) == 4
         assert all(answer["pageferry_processes", NAME] >= 1 for answer in answers)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
         assert process.stderr is not None and process.stderr.read() == ""
 
 
 def test_ctrl_c_ends_it() -> None:
     with serving() as (process, _):
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(300) == 130
         assert process.stderr is not None
         assert process.stderr.read() == "pageferry: ended by Ctrl-C\n"
 
@@ -291,7 +291,7 @@ def test_address_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [*PROGRAM, "--listen", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=60
+            [*PROGRAM, "--listen", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=300
         )
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port} [EADDRINUSE" in done.stderr

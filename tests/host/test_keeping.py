@@ -46,7 +46,7 @@ def test_one_array_that_cannot_be_moved_does_not_stop_the_next() -> None:
     try:
         bad, good = Elsewhere(), np.ones(LARGE, "u1")
         keeper.keep([bad, good])
-        assert keeper.settle(60)
+        assert keeper.settle(300)
         kept = keeper.kept()
         assert kept.arrays == 2 and not kept.bytes_failed
         (problem,) = kept.errors
@@ -64,7 +64,7 @@ def test_what_waits_can_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(target: Any, *arguments: Any, **options: Any) -> Any:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         moved.append(len(target))
         return move(target, *arguments, **options)
 
@@ -74,13 +74,13 @@ def test_what_waits_can_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = np.ones(LARGE, "u1"), np.ones(LARGE + 1, "u1")
         gone = weakref.ref(second)
         keeper.keep(first)
-        assert begun.wait(60)
+        assert begun.wait(300)
         keeper.keep(second)
         del second
         gc.collect()
         assert gone() is None and not keeper.settle(0)
         go_on.set()
-        assert keeper.settle(60)
+        assert keeper.settle(300)
         assert moved == [LARGE] and keeper.kept().arrays == 1
     finally:
         go_on.set()

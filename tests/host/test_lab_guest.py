@@ -19,6 +19,7 @@ import pytest
 from pageferry import lab
 
 PAGEFERRY = [sys.executable, "-m", "pageferry", "lab"]
+PATIENCE = 300  # seconds, for what ends by itself; a machine may be busy
 
 OS_RELEASE = "/proc/sys/kernel/osrelease"
 # Run in the guest by the tests' own Python, which lives on the host.
@@ -46,7 +47,7 @@ def test_a_command_finds_what_it_has_on_the_host(tmp_path: Path) -> None:
         [sys.executable, "-c", LOOK, *ODD],
         env={"LOOK_AT": str(out / "seen.json")},
         writable=[out],
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert result.ok, result.explain() or result.stderr.decode()
     assert result.boot_seconds
@@ -80,7 +81,7 @@ def test_topologies(
         topology=lab.TOPOLOGIES[name],
         kernel=kernel,
         memory="512M",
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert result.ok, result.explain()
     assert result.stdout.decode().splitlines() == [online, memory, cpu, distance, result.kernel]
@@ -102,10 +103,10 @@ head -c 3000000 /dev/zero; sleep 1000 & kill -TERM $$
     assert process.stdout
     first = process.stdout.read(5)
     early = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     late = time.monotonic()
     assert first == b"early"
-    assert late - early > 1
+    assert late - early > 0.2  # and not all of it at the end
     assert out == b"again\n" + bytes(3000000)
     assert err == b"\0\xff"
     assert process.returncode == 128 + signal.SIGTERM
@@ -136,7 +137,7 @@ os.kill(child, signal.SIGKILL)
 def test_instructions_of_cpus_side_by_side() -> None:
     marks = Path(lab.split.__file__).parent
     command = [sys.executable, "-c", SIDE_BY_SIDE, marks]
-    result = lab.run(command, accel="split", cpus=2, timeout=120)
+    result = lab.run(command, accel="split", cpus=2, timeout=PATIENCE)
     assert result.ok, result.explain() or result.stderr.decode()
     one, three = result.spans
     assert (one.number, three.number) == (1, 3)
@@ -155,7 +156,7 @@ def test_a_panic_is_reported(tmp_path: Path) -> None:
         [*PAGEFERRY, "run", "--console", str(console), "--", "sh", "-c", crash],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == lab.LAB_FAILED
     assert done.stdout == "before\n"
@@ -166,23 +167,26 @@ def test_a_panic_is_reported(tmp_path: Path) -> None:
 
 def test_a_hang_is_reported() -> None:
     lab.fetch()
-    result = lab.run(["sh", "-c", "echo before; sleep 1000"], memory="512M", timeout=20)
+    for limit in (10, 40, 160):  # on a busy machine it may not have booted by then
+        result = lab.run(["sh", "-c", "echo before; sleep 1000"], memory="512M", timeout=limit)
+        if result.stdout:
+            break
     assert result.verdict is lab.Verdict.TIMEOUT
     assert (result.returncode, result.stdout) == (lab.LAB_FAILED, b"before\n")
     assert result.boot_seconds
-    assert "had not ended after 20 s" in result.explain()
+    assert f"had not ended after {limit} s" in result.explain()
     assert result.console_path is None or result.console_path.exists()
 
 
 def test_a_guest_that_ends_by_itself_is_reported() -> None:
     off = "echo o >/proc/sysrq-trigger; sleep 1000"
-    result = lab.run(["sh", "-c", off], memory="512M", timeout=60)
+    result = lab.run(["sh", "-c", off], memory="512M", timeout=PATIENCE)
     assert result.verdict is lab.Verdict.NO_EXIT_CODE
     assert result.returncode == lab.LAB_FAILED
 
 
 def test_a_qemu_that_does_not_start_is_reported() -> None:
-    result = lab.run(["true"], accel="tcg", memory=1 << 50, timeout=60)
+    result = lab.run(["true"], accel="tcg", memory=1 << 50, timeout=PATIENCE)
     assert result.verdict is lab.Verdict.QEMU_FAILED
     assert "memory" in result.explain()
 
@@ -208,15 +212,15 @@ def test_a_shell_on_a_terminal() -> None:
         seen = seen.partition(text)[2]
 
     try:
-        wait_for(b"# ", 60)
+        wait_for(b"# ", PATIENCE)
         os.write(terminal, b"tty; stty size; echo $((6*7)); sleep 1000\n")
-        wait_for(b"/dev/hvc0", 20)
-        wait_for(b"42", 20)
+        wait_for(b"/dev/hvc0", PATIENCE)
+        wait_for(b"42", PATIENCE)
         # Ctrl-C ends the sleep: there is job control. The shell itself gets the first one where
         # it has not yet put the sleep in the foreground, and then waits for the sleep's end.
-        wait_for(b"# ", 40, keys=b"\x03")
+        wait_for(b"# ", PATIENCE, keys=b"\x03")
         os.write(terminal, b"exit 7\n")
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         code = None
         while code is None and time.monotonic() < end:
             if select.select([terminal], [], [], 0.1)[0]:
@@ -232,9 +236,14 @@ def test_a_shell_on_a_terminal() -> None:
         os.close(terminal)
 
 
-def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+def _emulators(pid: int) -> list[int]:
+    """Return its children that are QEMU by now: each is setpriv first."""
+    found = []
+    for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"qemu" in Path(f"/proc/{word}/cmdline").read_bytes().partition(b"\0")[0]:
+                found.append(int(word))
+    return found
 
 
 def _alive(pid: int) -> bool:
@@ -255,16 +264,15 @@ def test_nothing_outlives_the_lab(tmp_path: Path, number: signal.Signals, code: 
         stderr=subprocess.PIPE,
     )
     try:
-        end = time.monotonic() + 30
-        while not (guests := _children(process.pid)) and time.monotonic() < end:
-            time.sleep(0.1)
-        time.sleep(0.5)  # setpriv becomes QEMU
-        assert b"qemu" in Path(f"/proc/{guests[0]}/cmdline").read_bytes()
+        end = time.monotonic() + PATIENCE
+        while not (guests := _emulators(process.pid)) and time.monotonic() < end:
+            time.sleep(0.05)
         process.send_signal(number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    end = time.monotonic() + 5
+    assert guests
+    end = time.monotonic() + PATIENCE
     while any(map(_alive, guests)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(map(_alive, guests))

@@ -170,7 +170,7 @@ def test_one_node_is_enough_for_the_user_engine() -> None:
 def test_spinners_count_and_end() -> None:
     with Spinners(2) as others:
         before = others.turns
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while others.turns == before and time.monotonic() < deadline:
             time.sleep(0.001)
         assert others.turns > before
@@ -180,6 +180,13 @@ def test_spinners_count_and_end() -> None:
             os.kill(child, 0)
     with Spinners(0) as nobody:
         assert nobody.turns == 0
+
+
+def runs(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # which, depends on when it goes
+        return False
 
 
 def test_spinners_end_with_whoever_began_them() -> None:
@@ -193,13 +200,10 @@ def test_spinners_end_with_whoever_began_them() -> None:
     child = int(os.read(reader, 20))
     os.close(reader)
     os.close(writer)
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
-        if " Z " in Path(f"/proc/{child}/stat").read_text():
-            break
+    deadline = time.monotonic() + 300
+    while runs(child):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    else:
-        assert not Path(f"/proc/{child}/stat").exists()
 
 
 # --- the longest pause of a writer
@@ -208,7 +212,7 @@ def test_spinners_end_with_whoever_began_them() -> None:
 def test_a_writer_notes_its_pauses() -> None:
     with Writer(1 << 20, 4096) as writer:
         first = writer.longest_ms()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not first and time.monotonic() < deadline:
             first = writer.longest_ms()
         assert first > 0

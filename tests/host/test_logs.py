@@ -143,7 +143,7 @@ def test_a_log_that_nobody_reads_does_not_stop_a_move() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pageferry", "move", str(os.getpid()), "--to", "0", "--kind",
          "stack", "--log-json"],
-        stdout=subprocess.PIPE, stderr=writer, timeout=60, text=True,
+        stdout=subprocess.PIPE, stderr=writer, timeout=300, text=True,
     )  # fmt: skip
     os.close(writer)
     assert done.stdout.startswith("Moved 0 B to node 0")

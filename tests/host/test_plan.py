@@ -398,7 +398,7 @@ def test_plan_move_refuses_what_move_refuses() -> None:
 
 def run(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], input=text, capture_output=True, text=True, timeout=60
+        [*PROGRAM, *map(str, arguments)], input=text, capture_output=True, text=True, timeout=300
     )
 
 

@@ -292,10 +292,10 @@ def test_own_runs_are_predicted_from_a_calibration(tmp_path: Path) -> None:
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps({"costs": DEFAULT_COSTS.as_dict()}))
     command = [sys.executable, "-m", "pageferry", "bench", "model", "--runs", str(runs), "--costs"]
-    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "the costs are a calibration's" in done.stdout
     costs.write_text('{"costs": {}}')
-    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(costs)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "has no costs: costs.call_us is missing" in done.stderr
 
 
@@ -323,7 +323,7 @@ def test_a_plot(tmp_path: Path) -> None:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=60
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
 
 

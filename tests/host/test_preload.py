@@ -29,7 +29,7 @@ def compile_program(source: Path, folder: Path, *options: str) -> Path:
         [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-pthread",
          f"-I{ROOT / 'native'}", f"-I{ROOT / 'native/include'}", source, "-o", program, *options],
         check=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     return program
 
@@ -48,7 +48,7 @@ def run(*command: object, **variables: str) -> subprocess.CompletedProcess[str]:
         env=base | {"LD_PRELOAD": str(library())} | variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -130,7 +130,7 @@ def test_the_environment_keeps_other_libraries() -> None:
 def test_the_example(tmp_path: Path) -> None:
     """Falls back to one thread alone, and has several under the library."""
     program = compile_program(ROOT / "examples/move_mt.c", tmp_path)
-    alone = subprocess.run([program, "0"], capture_output=True, text=True, timeout=60)
+    alone = subprocess.run([program, "0"], capture_output=True, text=True, timeout=300)
     with Counters() as counters:
         done = run(program, 0, **environment("flag", threads=2, stats=counters.path))
         calls = counters.read().calls

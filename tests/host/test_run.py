@@ -44,7 +44,7 @@ print(result, ctypes.get_errno() if result else 0, set(status))
 
 def pageferry_run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -86,7 +86,7 @@ def test_without_the_library_a_stock_kernel_refuses_the_flag(node: int) -> None:
     if _kernel_has_mt():
         pytest.skip("this kernel takes the flag")
     command = [str(word) for word in move(node, 2 | 1 << 7)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("-1 22 ")
 
 
@@ -95,7 +95,7 @@ def test_the_program_replaces_the_launcher() -> None:
     process = subprocess.Popen(
         [*PROGRAM, "--mt", "always", sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     )
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert output == f"{library()} always {process.pid}\n"
 
 
@@ -216,7 +216,7 @@ def test_signals_reach_the_program() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     assert process.returncode == 9 and "no call" in complaint
 
 

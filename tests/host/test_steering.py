@@ -15,7 +15,7 @@ import pytest
 from child import in_a_child
 from test_cli import inside
 
-from pageferry import MoveControl, PageferryError, ProcessGoneError, Progress
+from pageferry import MoveControl, PageferryError, ProcessGoneError, Progress, steering
 from pageferry.steering import Steerable, _address, moves, steer
 from pageferry.top.watch import Watch
 
@@ -36,6 +36,12 @@ def shown(self, now):
 progress_bar.MoveBar.show = shown
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is asked may have to wait for a CPU."""
+    monkeypatch.setattr(steering, "_PATIENCE_S", 300.0)
 
 
 def test_what_is_asked_for_is_done() -> None:
@@ -91,11 +97,15 @@ def test_another_user_is_refused() -> None:
         assert not control.paused
 
     # And nobody can stand in for a move: who listens is looked at.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as false:
-        false.bind(_address(1))
+    with (
+        subprocess.Popen(["sleep", "600"]) as process,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as false,
+    ):
+        false.bind(_address(process.pid))
         false.listen()
         with pytest.raises(PageferryError, match="is another user's"):
-            steer(1)
+            steer(process.pid)
+        process.kill()
 
 
 def test_one_name_in_two_moves_of_a_process() -> None:
@@ -134,7 +144,7 @@ def test_command(several: bool) -> None:
     mover.send_signal(signal.SIGUSR1)
     done = inside("steer", target.pid, "--no-limit", "--resume")
     assert done.returncode == 0 and "paused" not in done.stdout, done
-    result = json.loads(mover.communicate(timeout=60)[0])
+    result = json.loads(mover.communicate(timeout=300)[0])
     assert mover.returncode == 0
     assert several or result["seconds_paused"] > 0
     target.communicate(b"\n")

@@ -453,7 +453,7 @@ def test_a_terabyte_needs_no_list_of_its_pages() -> None:
         [sys.executable, "-c", textwrap.dedent(TERABYTE), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 64 << 20

@@ -158,7 +158,7 @@ def test_a_python_writer_goes_on_while_pages_are_away() -> None:
             assert run.bytes_moved == SIZE
     finally:
         stop.set()
-        writer.join(60)
+        writer.join(300)
     assert not writer.is_alive()
     assert (region.bytes[::64] == np.uint8(rounds % 256)).all()
 
@@ -175,7 +175,8 @@ def small_pages(size: int = SIZE) -> tuple[Region, np.ndarray]:
     region = Region(size)
     bytes_ = pattern(size)
     region.bytes[:] = bytes_
-    region.advise(mmap.MADV_HUGEPAGE)
+    assert sizes(region) == {12: size}
+    region.advise(mmap.MADV_HUGEPAGE)  # from now on khugepaged, too, makes huge pages here
     return region, bytes_
 
 
@@ -197,13 +198,13 @@ def test_base_pages_become_huge_ones_and_back(way: str) -> None:
     if user_engine.why_not(way):
         pytest.skip(f"no {way} here")
     region, bytes_ = small_pages()
-    assert sizes(region) == {12: SIZE}
     run = user_run(way, shift=21)
     assert run.run(extents_of(region))[0] == 0
     counts = run._c.progress
     assert (counts.bytes_moved, counts.bytes_collapsed) == (SIZE, SIZE)
     assert list(counts.pages_moved) == [0, SIZE // HUGE, 0]
     assert sizes(region) == {21: SIZE} and np.array_equal(region.bytes, bytes_)
+    region.advise(mmap.MADV_NOHUGEPAGE)  # for khugepaged
     run = user_run(way, shift=12)
     assert run.run(extents_of(region))[0] == 0
     assert sizes(region) == {12: SIZE} and np.array_equal(region.bytes, bytes_)
