@@ -294,7 +294,7 @@ static unsigned char *memory(void)
 
 int main(void)
 {
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	from = memory();
 	to = memory();
 	fill(from, ROOM, 1);

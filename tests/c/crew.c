@@ -41,7 +41,7 @@ static void count(void *arg, uint32_t worker)
 	(void)worker;
 	atomic_fetch_add((atomic_int *)arg, 1);
 	/* Stay until all have come, else a quick caller would take the others back. */
-	for (int i = 0; i < 5000 && atomic_load((atomic_int *)arg) < expected; i++)
+	for (int i = 0; i < 60000 && atomic_load((atomic_int *)arg) < expected; i++)
 		sleep_ms(1);
 }
 
@@ -85,7 +85,7 @@ static void note_cpu(void *arg, uint32_t worker)
 	}
 	cpus[worker] = sched_getcpu();
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 }
 
@@ -338,7 +338,7 @@ static void exits_meanwhile(void)
 			pthread_t threads[2];
 			static atomic_int own;
 
-			alarm(60);
+			alarm(600);
 			for (int k = 0; k < 2; k++)
 				CHECK(!pthread_create(&threads[k], NULL, keeps_working, &own));
 			while (atomic_load(&own) < 3 * i)
@@ -424,7 +424,7 @@ static void note_policy(void *arg, uint32_t worker)
 		atomic_store(&helper_tid, gettid());
 	}
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 }
 
@@ -485,7 +485,7 @@ static void caller_needs_helper(void *arg, uint32_t worker)
 	}
 	if (!all_two_have_begun())
 		return;
-	for (int i = 0; i < 20000 && !atomic_load(&gate); i++)
+	for (int i = 0; i < 60000 && !atomic_load(&gate); i++)
 		sleep_ms(1);
 	CHECK(atomic_load(&gate));
 }
@@ -700,7 +700,7 @@ static void uses_time(void *arg, uint32_t worker)
 	(void)arg;
 	(void)worker;
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 	cpu_ms(20);
 }
@@ -754,7 +754,7 @@ static void another_user(void)
 
 int main(void)
 {
-	alarm(170 * SLOWER);
+	alarm(600 * SLOWER);
 	CHECK(pf_crew_run(0, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	CHECK(pf_crew_run(PF_MAX_THREADS + 1, NULL, nothing, &ran, NULL, NULL, 0) == -EINVAL);
 	atomic_store(&ran, 0);

@@ -185,7 +185,7 @@ int main(void)
 	int nodes[2];
 	int count;
 
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	page_size = sysconf(_SC_PAGESIZE);
 	count = memory_nodes(nodes, 2);
 	memory = mmap(NULL, PAGES * page_size, PROT_READ | PROT_WRITE,

@@ -266,7 +266,7 @@ int main(void)
 {
 	bool huge;
 
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	page = (size_t)sysconf(_SC_PAGESIZE);
 	base = (uint32_t)__builtin_ctzl(page);
 	refuses_nonsense();

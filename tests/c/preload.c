@@ -263,7 +263,7 @@ static void threads_and_forks(void)
 		child = fork();
 		CHECK(child >= 0);
 		if (!child) {
-			alarm(60 * SLOWER);
+			alarm(600 * SLOWER);
 			if (CHILD_MAY_HAVE_THREADS)
 				move_all();
 			_exit(0);
@@ -307,7 +307,7 @@ int main(void)
 	}
 	/* With the kernel alone: where there are more nodes, some of it may be elsewhere. */
 	CHECK(!raw_call(SYS_move_pages, 0, PAGES, (long)pages, (long)nodes, (long)status, MOVE));
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	move_pages_answers();
 	mbind_answers();
 	migrate_pages_answers();
@@ -315,7 +315,7 @@ int main(void)
 	alarm(0);
 	in_signal_handlers();
 	handlers_that_jump();
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	signal(SIGALRM, SIG_DFL);
 	vforks();
 	threads_and_forks();

@@ -521,7 +521,7 @@ int main(int argc, char **argv)
 	own = argc <= 3 || !strcmp(argv[3], "own");
 	state = seed + (wanted < 0);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm((unsigned int)(170 + steps / 20) * SLOWER);
+	alarm((unsigned int)(600 + steps / 20) * SLOWER);
 	n_nodes = memory_nodes(nodes, 2);
 	if (wanted >= 0)
 		printf("seed %" PRIu64 "\n", seed);

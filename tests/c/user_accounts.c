@@ -163,7 +163,7 @@ int main(void)
 {
 	int nodes[1];
 
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	if (!way_works(PF_USER_CHECKED, false)) {
 		printf("user accounts: not on this kernel\n");
 		return 0;

@@ -272,19 +272,22 @@ static int cancel_at_once(void *arg)
 	return 1;
 }
 
-static void cancelled(void)
+static void cancelled(uint32_t threads)
 {
 	unsigned char *memory = memory_new(bytes, false);
 	struct pf_extent extent = extent_of(memory, bytes, false);
 	struct pf_user call;
+	int result;
 
 	fill(memory, bytes, 8);
-	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, 2, &extent, 1, left);
+	call = user_call(nodes[n_nodes - 1], PF_USER_CHECKED, threads, &extent, 1, left);
 	call.poll = cancel_at_once;
 	call.poll_us = 1;
 	call.piece_bytes = 64 << 10;
-	CHECK(pf_user_run(&call) == -ECANCELED);
-	CHECK(call.progress.bytes_skipped > 0);
+	result = pf_user_run(&call);
+	/* A helper may have done all of it before the caller, which polls, had a CPU. */
+	CHECK(result == -ECANCELED || (!result && threads > 1));
+	CHECK(call.progress.bytes_skipped > 0 || threads > 1);
 	CHECK(call.progress.bytes_moved + call.progress.bytes_skipped == bytes);
 	check_fill(memory, bytes, 8);
 	CHECK(!munmap(memory, bytes));
@@ -367,7 +370,7 @@ int main(int argc, char **argv)
 	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	if (argc > 1) {
 		bytes = strtoul(argv[1], NULL, 10) << 20;
 		CHECK(bytes >= 4 * HUGE && bytes <= (size_t)MOST_MIB << 20);
@@ -405,7 +408,8 @@ int main(int argc, char **argv)
 		policy_stays();
 		refuses();
 		refuses_itself();
-		cancelled();
+		cancelled(1);
+		cancelled(2);
 		pool(false);
 		if (thp)
 			pool(true);

@@ -366,7 +366,7 @@ int main(int argc, char **argv)
 	bool thp = access("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", F_OK) == 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm(170 * SLOWER);
+	alarm(600 * SLOWER);
 	if (argc > 1)
 		rounds = (unsigned int)atoi(argv[1]);
 	n_nodes = memory_nodes(nodes, 2);

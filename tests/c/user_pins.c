@@ -189,7 +189,7 @@ static void direct_reads(bool huge, const char *path)
 	extent = extent_of(reader.memory, BYTES, huge);
 	fill(reader.memory, BYTES, 7);
 	CHECK(!pthread_create(&thread, NULL, read_on, &reader));
-	while (!atomic_load(&reader.done)) {
+	do {	/* once at least, however late this thread goes on */
 		struct pf_user call = user_call(nodes[moves++ % (unsigned int)n_nodes],
 						PF_USER_CHECKED, 2, &extent, 1, left);
 
@@ -197,7 +197,7 @@ static void direct_reads(bool huge, const char *path)
 		CHECK(pf_user_run(&call) == 0);
 		moved += call.progress.bytes_moved;
 		busy += call.progress.left[EBUSY];
-	}
+	} while (!atomic_load(&reader.done));
 	pthread_join(thread, NULL);
 	check_fill(reader.memory, BYTES, 7);
 	CHECK(moved > 0);
@@ -214,7 +214,7 @@ int main(int argc, char **argv)
 	char path[512];
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	n_nodes = memory_nodes(nodes, 2);
 	snprintf(path, sizeof(path), "%s/pageferry-pins-%d", folder ? folder : "/tmp", getpid());
 	for (int huge = 0; huge <= thp; huge++) {

@@ -330,7 +330,7 @@ int main(void)
 	int64_t features = pf_user_features();
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	alarm(120 * SLOWER);
+	alarm(600 * SLOWER);
 	memory_nodes(&node, 1);
 	if (features < 0) {
 		printf("user trouble: ok, no userfaultfd here: %s\n", strerror((int)-features));
