@@ -140,7 +140,7 @@ def _all_ended(process: subprocess.Popen[bytes], folder: Path) -> Iterator[None]
 
     def wait() -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(120)
+            process.wait(600)
         _kill(process)
         # A writer of these finds a reader now.
         readers.extend(

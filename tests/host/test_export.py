@@ -165,6 +165,8 @@ def test_a_process_that_holds_the_reading_up_holds_nobody_else_up(proc: Proc) ->
         proc.add(pid, "p", 5)
     scanned = ProcessScan(proc=proc.root)
     watch = BackgroundScan(scanned)
+    while watch.waiting != 5:  # until its thread has had a CPU
+        watch.refresh(0.01)
     for _ in range(3):
         found = {stat.pid: stat for stat in watch.refresh(0.01)}
         assert set(found) == {5, 6, 7} and found[5].nodes is None

@@ -55,7 +55,7 @@ def build() -> Path:
 def test_the_corpus_of_the_core(build: Path, name: str) -> None:
     program = build / "tests/fuzz" / f"fuzz-{name}"
     done = subprocess.run(
-        ["timeout", "-s", "KILL", "100", program, fuzz.parsers.CORPUS / name],
+        ["timeout", "-s", "KILL", "300", program, fuzz.parsers.CORPUS / name],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

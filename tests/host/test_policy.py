@@ -79,7 +79,7 @@ def test_refusals(region: Region) -> None:
 
 
 def test_migrate_a_process() -> None:
-    sleeper = subprocess.Popen(["sleep", "60"])
+    sleeper = subprocess.Popen(["sleep", "600"])
     try:
         done = pageferry.migrate_pages(sleeper.pid, HERE, HERE)
         assert done.pairs == () and done.not_moved == 0 and done.pid == sleeper.pid

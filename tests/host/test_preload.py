@@ -155,7 +155,7 @@ def test_the_manual_tells_every_variable() -> None:
 @pytest.mark.skipif(not shutil.which("migratepages"), reason="numactl is not installed")
 def test_migratepages_through_libnuma(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    sleeper = subprocess.Popen(["sleep", "60"])
+    sleeper = subprocess.Popen(["sleep", "600"])
     try:
         variables = environment("always", threads=2, log=str(log))
         node = variables["PAGEFERRY_NODES"][0]

@@ -338,7 +338,7 @@ def test_who_may_not_be_moved_does_not_stop_the_others(three: list[int]) -> None
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-        own = subprocess.Popen(["sleep", "60"])
+        own = subprocess.Popen(["sleep", "600"])
         done = inside("move", three[0], own.pid, "--to", 0, "--json")
         own.kill()
         own.wait()
