@@ -15,14 +15,20 @@ from pageferry import pressure
 if os.environ.get("PAGEFERRY_LAB") != "1":
     collect_ignore_glob = ["test_*.py"]
 
-_BALANCING = Path("/proc/sys/kernel/numa_balancing")
+#: What moves or holds pages at moments of its own: a page that is held is a page that is busy.
+_QUIET = {
+    "/proc/sys/kernel/numa_balancing": "0",
+    "/proc/sys/vm/compaction_proactiveness": "0",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "4000000000",
+}
 _POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _the_kernel_moves_nothing_by_itself() -> None:
-    if _BALANCING.exists():
-        _BALANCING.write_text("0")
+    for path, value in _QUIET.items():
+        if Path(path).exists():
+            Path(path).write_text(value)
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 MAP_HUGETLB = 0x40000
 _SET_MEMPOLICY, _MOVE_PAGES = 238, 279  # x86-64
 _DEFAULT, _BIND, _INTERLEAVE = 0, 2, 3
+_LATE_SECONDS = 600  # a child that has not ended by then never will; a loaded emulator is slow
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -181,7 +182,7 @@ class Script:
             self.process.kill()
         self.process.stdin.close()
         try:
-            self.process.wait(60)
+            self.process.wait(300)
         finally:
             if self.process.returncode is None:
                 self.process.kill()
@@ -205,7 +206,7 @@ class Forked:
             os.close(self._to)
             os.close(self._from)
             self._to, self._from = ours, theirs
-            signal.alarm(120)
+            signal.alarm(_LATE_SECONDS)
             code = 1
             try:
                 what(self)
@@ -261,7 +262,7 @@ def in_a_child(what: Callable[[], Any]) -> str:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(_LATE_SECONDS)
         try:
             answer = repr(what())
         except BaseException as error:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that are killed, stopped, or short of memory in the middle of a move.
 
-What happens when is random, by a seed that a failure prints; PAGEFERRY_ROUNDS does more rounds of
-each. Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
+What happens when is random, by a seed: always the same one, unless PAGEFERRY_SEED says another.
+PAGEFERRY_ROUNDS does more rounds of each; make test-trouble gives both.
+Run by: pageferry lab run --topology two-node --memory 896M --cpus 2
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pageferry import NodeFullError, cli, empty, move
 from pageferry.errors import PageferryError
 
 ROUNDS = int(os.environ.get("PAGEFERRY_ROUNDS", "3"))
-SEED = int(os.environ.get("PAGEFERRY_SEED", str(time.time_ns() % 1_000_000)))
+SEED = int(os.environ.get("PAGEFERRY_SEED", "1"))
 SIZE = 16 << 20
 MADV_PAGEOUT = 21
 CGROUP = Path("/sys/fs/cgroup/pageferry-death")
@@ -100,7 +101,7 @@ def cgroup() -> Iterator[Path]:
 
 def nothing_left(what: Callable[[], int]) -> None:
     """The kernel gives memory of the dead back in its own time."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while what():
         assert time.monotonic() < end, f"{what()} is left"
         time.sleep(0.01)

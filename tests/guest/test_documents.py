@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from placement import on
 
 sys.path.append(str(Path(__file__).parents[1]))
 import documents
+
+NANOSLEEP = ("35 ", "230 ")  # nanosleep(2) and clock_nanosleep(2) of x86-64
 
 
 def anonymous(pid: int) -> dict[int, int]:
@@ -47,6 +50,10 @@ def test_blocks_for_two_nodes(page: Path, tmp_path: Path) -> None:
     with on(0):  # the program inherits it
         process = subprocess.Popen([server, "600"])
     try:
+        # Until it sleeps it maps another page of its libraries at any time.
+        while not Path(f"/proc/{process.pid}/syscall").read_text().startswith(NANOSLEEP):
+            assert process.poll() is None
+            time.sleep(0.01)
         number = str(process.pid)
         ran = documents.run_shell(page, documents.TWO_NODES, tmp_path, PID=number, PIDS=number)
         ran += documents.run_python(page, documents.TWO_NODES, pid=process.pid)

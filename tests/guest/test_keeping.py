@@ -25,7 +25,7 @@ def test_arrays_come_to_the_node() -> None:
     keeper = Keeper(0, threads=2)
     try:
         keeper.keep({"first": first, "more": [second, small]})
-        assert keeper.settle(60)
+        assert keeper.settle(300)
         kept = keeper.kept()
     finally:
         keeper.close()

@@ -126,6 +126,6 @@ def test_c_program() -> None:
     path = ROOT / "build-tests-gcc/tests/c/test-kernel_engine"
     if not path.exists():
         pytest.skip("tests/host/test_c_programs.py has not built it")
-    done = subprocess.run([path], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([path], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "2 nodes" in done.stdout

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command import run
 from placement import HUGE, PAGE, Memory
 
 from pageferry import MigrateMode, Plan, move, plan_move
@@ -22,7 +21,6 @@ from pageferry.calibration import current, load
 from pageferry.calibration import path as calibration_path
 
 SIZE = 16 << 20
-PROGRAM = [sys.executable, "-m", "pageferry"]
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +89,7 @@ def test_cpus_that_were_taken_away() -> None:
 
 
 def test_calibrate_measures_this_machine() -> None:
-    done = subprocess.run(
-        [*PROGRAM, "calibrate", "--repeats", "1", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run("calibrate", "--repeats", 1, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert {"call_us", "page_us", "thread_gbps", "serial", "handover_us"} <= {*value["measured"]}
@@ -110,24 +103,7 @@ def test_calibrate_measures_this_machine() -> None:
     plan = plan_move(memory.words, 1, threads=2)  # asked for, so that a busy machine is no matter
     assert not any("not calibrated" in reason for reason in plan.reasons)
     assert move(memory.words, 1, plan=plan).complete
-    predicted = subprocess.run(
-        [
-            *PROGRAM,
-            "predict",
-            "--from",
-            "0",
-            "--to",
-            "1",
-            "--bytes",
-            str(SIZE),
-            "--threads",
-            "2",
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    predicted = run("predict", "--from", 0, "--to", 1, "--bytes", SIZE, "--threads", 2, "--json")
     assert predicted.returncode == 0, predicted.stderr
     found = json.loads(predicted.stdout)
     assert found["about"].startswith("calibrated 20")

@@ -54,14 +54,14 @@ def full_node_1(pools: tuple[Path, Path]) -> Path:
     got = int(pool.read_text())
     assert got > 100 and free_bytes(1) < 64 << 20
     # So that something can move, above what the kernel keeps for itself (some 20 MiB).
-    pool.write_text(str(got - 40))
+    pool.write_text(str(got - 24))
     return pool
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["base", "thp"])
 def test_full_node(kind: str, threads: int, full_node_1: Path) -> None:
-    size = 320 << 20  # what the kernel can take from others on that node is not known
+    size = 224 << 20  # what the kernel can take from others on that node is not known
     memory = Memory(kind, size, node=0)
     result = move(memory.words, 1, threads=threads, statuses=True)
     assert result.stopped == errno.ENOMEM and not result.complete

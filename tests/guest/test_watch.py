@@ -7,8 +7,6 @@ Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 import os
 import re
@@ -17,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 from placement import PAGE, Memory, Script, nodes_of, on
 
 import pageferry
-from pageferry import cli
 from pageferry.areas import areas
 from pageferry.exporter import MachineCollector
 from pageferry.scan import ProcessScan
@@ -32,10 +30,9 @@ SIZE = 32 << 20
 
 
 def printed(*words: object) -> str:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert cli.main(list(map(str, words))) == 0
-    return out.getvalue()
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
