@@ -41,7 +41,7 @@ static void count(void *arg, uint32_t worker)
 	(void)worker;
 	atomic_fetch_add((atomic_int *)arg, 1);
 	/* Stay until all have come, else a quick caller would take the others back. */
-	for (int i = 0; i < 60000 && atomic_load((atomic_int *)arg) < expected; i++)
+	for (int i = 0; i < 5000 && atomic_load((atomic_int *)arg) < expected; i++)
 		sleep_ms(1);
 }
 
@@ -85,7 +85,7 @@ static void note_cpu(void *arg, uint32_t worker)
 	}
 	cpus[worker] = sched_getcpu();
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 }
 
@@ -424,7 +424,7 @@ static void note_policy(void *arg, uint32_t worker)
 		atomic_store(&helper_tid, gettid());
 	}
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 }
 
@@ -485,7 +485,7 @@ static void caller_needs_helper(void *arg, uint32_t worker)
 	}
 	if (!all_two_have_begun())
 		return;
-	for (int i = 0; i < 60000 && !atomic_load(&gate); i++)
+	for (int i = 0; i < 20000 && !atomic_load(&gate); i++)
 		sleep_ms(1);
 	CHECK(atomic_load(&gate));
 }
@@ -700,7 +700,7 @@ static void uses_time(void *arg, uint32_t worker)
 	(void)arg;
 	(void)worker;
 	atomic_fetch_add(&ran, 1);
-	for (int i = 0; i < 60000 && atomic_load(&ran) < 2; i++)
+	for (int i = 0; i < 5000 && atomic_load(&ran) < 2; i++)
 		sleep_ms(1);
 	cpu_ms(20);
 }
