@@ -54,6 +54,12 @@ def on(*nodes: int) -> Iterator[None]:
         _set_policy(_DEFAULT, ())
 
 
+def nodes_in_sysfs() -> tuple[str, ...]:
+    """Which nodes there are, have memory, have CPUs, and how far they are from node 0."""
+    files = ("online", "has_memory", "has_cpu", "node0/distance")
+    return tuple(Path("/sys/devices/system/node", file).read_text().strip() for file in files)
+
+
 class Memory(PageArray):
     """A ``PageArray`` on ``node``, of any kind of memory; "64K" are folios of base pages."""
 

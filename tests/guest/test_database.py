@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real database server, Redis, moved while its clients work.
 
-Run by: pageferry lab run --topology two-node --memory 768M --cpus 2
+Run by: pageferry lab run --topology two-node --memory 896M --cpus 2
 """
 
 from __future__ import annotations

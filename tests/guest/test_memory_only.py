@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from placement import Memory
+from placement import Memory, nodes_in_sysfs
 
 from pageferry import cli, locate, move, topology
 
@@ -17,6 +17,7 @@ SIZE = 8 << 20
 
 
 def test_the_machine() -> None:
+    assert nodes_in_sysfs() == ("0-1", "0-1", "0", "10 30")
     near, far = topology().nodes
     assert near.cpus and not far.cpus
     assert far.has_memory and topology().target_nodes == (0, 1)

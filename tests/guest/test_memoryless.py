@@ -10,7 +10,7 @@ import errno
 import os
 
 import pytest
-from placement import Memory
+from placement import Memory, nodes_in_sysfs
 
 from pageferry import NodeError, cli, move, topology
 
@@ -18,6 +18,7 @@ SIZE = 8 << 20
 
 
 def test_the_machine() -> None:
+    assert nodes_in_sysfs() == ("0-2", "0,2", "0-2", "10 20 20")
     here = topology()
     assert here.node_ids == (0, 1, 2)
     assert here.memory_nodes == here.target_nodes == (0, 2)

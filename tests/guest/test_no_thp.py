@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transparent huge pages switched off.
 
-Run by: pageferry lab run --topology two-node --memory 512M --append transparent_hugepage=never
+Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
 """
 
 from __future__ import annotations
 
 import mmap
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,20 @@ from pageferry import locate, move
 from pageferry.bench.memory import PageArray
 
 SIZE = 8 << 20
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _never() -> Iterator[None]:
+    before = re.search(r"\[(\w+)\]", ENABLED.read_text())
+    assert before
+    ENABLED.write_text("never")
+    yield
+    ENABLED.write_text(before[1])
 
 
 def test_the_machine() -> None:
-    text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    assert "[never]" in text
+    assert "[never]" in ENABLED.read_text()
 
 
 @pytest.mark.parametrize("method", ["scan", "pagemap", "query"])

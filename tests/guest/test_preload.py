@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system calls by several threads, and the preload library, on a machine with two nodes.
 
-Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
+Run by: pageferry lab run --topology two-node --memory 896M --cpus 2
 
 ``PAGEFERRY_DIFFERENTIAL=N`` has each seed of the differential test make N random calls.
 """

@@ -11,7 +11,7 @@ import json
 import os
 
 import pytest
-from placement import Memory
+from placement import Memory, nodes_in_sysfs
 
 from pageferry import NodeError, cli, locate, move, topology
 
@@ -19,6 +19,7 @@ SIZE = 8 << 20
 
 
 def test_the_machine() -> None:
+    assert nodes_in_sysfs() == ("0,2", "0,2", "0", "10 20")
     here = topology()
     assert here.node_ids == here.target_nodes == (0, 2)
     assert here.node(2).distances.keys() == {0, 2}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user engine between two nodes: where pages are afterwards, what is left to the kernel engine.
 
-Run by: pageferry lab run --topology two-node --memory 1536M --cpus 2
+Run by: pageferry lab run --topology two-node --memory 896M --cpus 2
 """
 
 from __future__ import annotations
