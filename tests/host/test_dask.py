@@ -16,14 +16,18 @@ from pageferry import PageferryError
 distributed = pytest.importorskip(
     "distributed", reason="distributed is not installed: pip install 'pageferry[dask]'"
 )
+import dask  # noqa: E402
+
 import pageferry.dask  # noqa: E402
 
 SIZE = 4 << 20
+LATE = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     with (
+        dask.config.set(LATE),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
