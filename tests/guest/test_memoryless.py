@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node with CPUs and without memory: nothing can move there.
 
-Run by: pageferry lab run --topology memoryless --memory 512M --cpus 2
+Run by: pageferry lab run --topology memoryless --memory 512M
 """
 
 from __future__ import annotations
