@@ -21,13 +21,18 @@ import dask  # noqa: E402
 import pageferry.dask  # noqa: E402
 
 SIZE = 4 << 20
-LATE = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}
+# A slow machine has time; every two seconds Dask would drop one of two copies, whichever it likes.
+SETTINGS = {
+    "distributed.comm.timeouts.connect": "300s",
+    "distributed.comm.timeouts.tcp": "300s",
+    "distributed.scheduler.active-memory-manager.start": False,
+}
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     with (
-        dask.config.set(LATE),
+        dask.config.set(SETTINGS),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
