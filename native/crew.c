@@ -139,7 +139,7 @@ static bool look_after_helpers(void)
 		any = true;
 		if (!watch_starved(helper))
 			continue;
-		__atomic_store_n(&helper->starved, 1, __ATOMIC_RELAXED);
+		helper_starved(helper);
 		lift(helper, helper->job->policy);
 	}
 	quiet_unlock(&crew.lock, &before);
@@ -276,7 +276,7 @@ static void invite(struct job *job, uint32_t threads, const int32_t *cpus)
 	quiet_lock(&crew.lock, &before);
 	remember_affinity();
 	probe_yielding();
-	if (crew.yields && crew.starved >= STARVED_JOBS && now_us() < crew.alone_until_us) {
+	if (crew.starved >= STARVED_JOBS && now_us() < crew.alone_until_us) {
 		job->alone_until_us = crew.alone_until_us;
 		threads = 1;
 	}
@@ -416,24 +416,28 @@ int pf_crew_run(uint32_t threads, const int32_t *cpus,
 bool crew_call_again(uint64_t left)
 {
 	struct job *job = calling;
+	uint32_t helpers = 0, missed = 0;
 	struct helper *helper;
-	bool missed = false;
 
 	if (!job || left < AGAIN_BYTES || now_us() - job->begun_us < AGAIN_US)
 		return false;
+	if (!job->invited)
+		return job->alone_until_us && now_us() >= job->alone_until_us;
 	for (helper = job->invited; helper; helper = helper->beside) {
+		helpers++;
 		if (__atomic_load_n(&helper->state, __ATOMIC_ACQUIRE) == HELPER_DONE)
-			missed |= __atomic_load_n(&helper->starved, __ATOMIC_RELAXED);
+			missed += __atomic_load_n(&helper->starved, __ATOMIC_RELAXED);
 		else if (helper_never_came(helper))
-			missed = true;
+			missed++;
 		else
 			return false;
 	}
-	if (!job->invited)
-		missed = job->alone_until_us && now_us() >= job->alone_until_us;
-	if (missed)
-		__atomic_store_n(&job->again, 1, __ATOMIC_RELAXED);
-	return missed;
+	if (2 * missed < helpers)	/* learn() would not make it wait the next time */
+		return false;
+	for (helper = job->invited; helper; helper = helper->beside)
+		if (__atomic_load_n(&helper->state, __ATOMIC_ACQUIRE) != HELPER_DONE)
+			helper_starved(helper);
+	return true;
 }
 
 /* ---- The crew as a whole ---------------------------------------------------------- */

@@ -36,7 +36,6 @@ struct job {
 	struct helper *invited;	/* the first of its helpers; NULL: none */
 	uint64_t begun_us;
 	uint64_t alone_until_us;	/* nobody was invited, as others had the CPUs; 0: not so */
-	uint32_t again;		/* its caller is about to begin anew */
 };
 
 /* The watch's look at a helper. */
@@ -89,8 +88,9 @@ bool crew_go_on(void);
  * For the caller between two pieces, left bytes being unclaimed: shall it come back
  * from its work, and call pf_crew_run() again for the rest? Yes when its helpers
  * have all left, or when none was invited and the time for that is over: a CPU
- * that others wanted for a moment is free again later in a long job. Helpers that
- * come only now leave at once.
+ * that others wanted for a moment is free again later in a long job. Asked after
+ * a piece, never before the first: a caller that came back each time with nothing
+ * done would go round for ever. Helpers that come only now leave at once.
  */
 bool crew_call_again(uint64_t left);
 
@@ -108,6 +108,9 @@ void helper_offer(struct helper *helper, struct job *job, uint32_t worker);
 
 /* It has had the time to begin, and has not. */
 bool helper_never_came(struct helper *helper);
+
+/* Others want its CPU: in this job it claims nothing more. */
+void helper_starved(struct helper *helper);
 
 /* True: it had not begun, and will not. */
 bool helper_take_back(struct helper *helper);

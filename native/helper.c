@@ -55,18 +55,19 @@ static bool schedstat(uint64_t *run_ns, uint64_t *wait_ns)
  * Beside a busy thread one at SCHED_IDLE gets a CPU after a tick, for a tick,
  * and then none for a second: no time to begin anything. What counts is how
  * long it waited in the run queue, as a virtual CPU that sleeps may take
- * milliseconds to wake up. A new thread has had its own beginning to do.
+ * milliseconds to wake up. The account of that may have the time in which it
+ * waited for a job that was taken back, so it must not be longer than this one
+ * has been offered. A new thread has had its own beginning to do.
  */
 static bool came_late(const struct helper *self)
 {
-	if (!self->yields || self->jobs < 2)
+	if (!self->yields || self->jobs < 2 ||
+	    self->own.looked_us - self->offered_us <= LATE_NS / 1000)
 		return false;
-	if (self->own.rested_ns)
-		return self->own.wait_ns - self->own.rested_ns > LATE_NS;
-	return self->own.looked_us - self->offered_us > LATE_NS / 1000;
+	return !self->own.rested_ns || self->own.wait_ns - self->own.rested_ns > LATE_NS;
 }
 
-static void starved(struct helper *helper)
+void helper_starved(struct helper *helper)
 {
 	__atomic_store_n(&helper->starved, 1, __ATOMIC_RELAXED);
 }
@@ -78,7 +79,7 @@ static void open_account(struct helper *self)
 		self->own.run_ns = self->own.wait_ns = self->own.rested_ns = 0;
 	self->own.late = came_late(self);
 	if (self->own.late)
-		starved(self);
+		helper_starved(self);
 }
 
 /* After the job, so that nobody waits for it. */
@@ -97,8 +98,7 @@ bool crew_go_on(void)
 
 	if (!self)
 		return true;
-	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED) ||
-	    __atomic_load_n(&self->job->again, __ATOMIC_RELAXED))
+	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED))
 		return false;
 	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
 		return true;
@@ -110,7 +110,7 @@ bool crew_go_on(void)
 	if (run_ns + wait_ns < JUDGE_NS)
 		return true;
 	if (wait_ns * WAIT_SHARE >= run_ns + wait_ns) {
-		starved(self);
+		helper_starved(self);
 		return false;
 	}
 	if (run_ns + wait_ns >= WINDOW_NS) {
@@ -252,7 +252,7 @@ bool helper_take_back(struct helper *helper)
 	if (!change(helper, HELPER_OFFERED, HELPER_IDLE))
 		return false;
 	if (never)
-		starved(helper);
+		helper_starved(helper);
 	return true;
 }
 

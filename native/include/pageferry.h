@@ -262,7 +262,7 @@ struct pf_pace {
 	uint64_t together_rate;	/* ... and of all, when it was last judged */
 	uint64_t due_us;	/* for max_rate: what was claimed is paid for by then */
 	uint32_t shift;		/* of the pages that the rates are of */
-	uint32_t helpers_left;	/* left before the end, as their CPUs were wanted */
+	uint32_t helpers_left;	/* how often one left before the end, as its CPU was wanted */
 };
 
 /* ---- Kernel engine: move_pages(2) from many threads ---------------------- */

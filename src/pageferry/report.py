@@ -97,8 +97,8 @@ class MoveResult:
     ``exact`` is
     False when only a sample of the base pages was asked for its node beforehand, so that pages
     which were on the target already may be counted as moved. ``cpu_seconds`` is the CPU time that
-    this process used meanwhile, all its threads together, and ``helpers_left`` how many threads
-    of the crew left early, as their CPUs were wanted by others. With ``threads="auto"`` the rate
+    this process used meanwhile, all its threads together, and ``helpers_left`` how often a thread
+    of the crew left early, as its CPU was wanted by others. With ``threads="auto"`` the rate
     of the caller alone (``alone_gbps``, on the first piece) is compared with that of all threads
     (``together_gbps``); 0 where it was not measured. ``fell_back`` says in words that one thread
     went on alone, as together they were slower, or is None. ``kernel_mt`` is True when the kernel

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "crew.h"
+#include "pages.h"
 #include "test.h"
 
 static atomic_int ran;
@@ -559,10 +560,13 @@ static void woken_is_not_starved(void)
 }
 
 static atomic_int calls;
+static atomic_int came;
 
 static void called_again(void *arg, uint32_t worker)
 {
 	(void)arg;
+	if (worker)
+		atomic_fetch_add(&came, 1);
 	while (worker && crew_go_on())
 		cpu_ms(1);
 	for (int i = 0; !worker && i < 20000; i++) {
@@ -587,6 +591,21 @@ static void missed_helpers_are_called_again(void)
 		CHECK(atomic_load(&calls) == i);
 	}
 	CHECK(!crew_call_again(1 << 30));	/* of no job */
+}
+
+/* Helpers that cannot yield, too, are left where they are for a while, having been starved. */
+static void nobody_is_called_all_the_time(void)
+{
+	int i;
+
+	anew();
+	atomic_store(&came, 0);
+	for (i = 1; i <= 40; i++) {
+		pf_crew_run(2, NULL, called_again, NULL, NULL, NULL, 0);
+		if (atomic_load(&came) < i)
+			break;
+	}
+	CHECK(i <= 40);
 }
 
 static void busy_machine(void)
@@ -655,33 +674,57 @@ static void caller_is_busy(void *arg, uint32_t worker)
 		cpu_ms(12);	/* the time in which a helper should have come */
 }
 
-/*
- * After two jobs whose helper got no CPU the caller goes on alone for a while,
- * 10 ms at first. Who is not invited is not pinned anew: that is how it is seen.
- */
-static void callers_go_on_alone(void)
+/* False: may not. To be let go in either case. */
+static bool hog_cpu(pthread_t *thread, int32_t *cpu)
+{
+	atomic_store(&hogs, 0);
+	CHECK(!pthread_create(thread, NULL, hog, cpu));
+	while (!atomic_load(&hogs))
+		sleep_ms(1);
+	return atomic_load(&hogs) > 0;
+}
+
+static void let_go(pthread_t thread)
+{
+	atomic_store(&hogs, 0);
+	pthread_join(thread, NULL);
+}
+
+/* With a CPU for this thread, and one for a helper. */
+static void on_two_cpus(void (*what)(int32_t *cpus))
 {
 	cpu_set_t before, set;
 	int32_t cpus[2];
-	pthread_t thread;
-	int cpu, tries, n = 0;
+	int cpu, n = 0;
 
 	CHECK(!sched_getaffinity(0, sizeof(before), &before));
 	for (cpu = 0; cpu < CPU_SETSIZE && n < 2; cpu++)
 		if (CPU_ISSET(cpu, &before))
 			cpus[n++] = cpu;
 	anew();
-	atomic_store(&ran, 0);
-	if (n < 2 || !pf_crew_yields() ||
-	    pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) < 2)
+	if (n < 2 || !pf_crew_yields())
 		return;
 	CPU_ZERO(&set);
 	CPU_SET(cpus[0], &set);
 	CHECK(!sched_setaffinity(0, sizeof(set), &set));
-	atomic_store(&hogs, 0);
-	CHECK(!pthread_create(&thread, NULL, hog, &cpus[1]));
-	while (!atomic_load(&hogs))
-		sleep_ms(1);
+	what(cpus);
+	CHECK(!sched_setaffinity(0, sizeof(before), &before));
+}
+
+/*
+ * After two jobs whose helper got no CPU the caller goes on alone for a while,
+ * 10 ms at first. Who is not invited is not pinned anew: that is how it is seen.
+ */
+static void callers_go_on_alone(int32_t *cpus)
+{
+	pthread_t thread;
+	cpu_set_t set;
+	int tries;
+
+	atomic_store(&ran, 0);
+	if (pf_crew_run(2, NULL, note_policy, NULL, NULL, NULL, 0) < 2)
+		return;
+	hog_cpu(&thread, &cpus[1]);
 	for (tries = 0; atomic_load(&hogs) > 0 && tries < 20; tries++) {
 		pf_crew_run(2, cpus, caller_is_busy, NULL, NULL, NULL, 0);
 		pf_crew_run(2, NULL, nothing, &ran, NULL, NULL, 0);
@@ -690,9 +733,50 @@ static void callers_go_on_alone(void)
 			break;
 	}
 	CHECK(tries < 20);
-	atomic_store(&hogs, 0);
-	pthread_join(thread, NULL);
-	CHECK(!sched_setaffinity(0, sizeof(before), &before));
+	let_go(thread);
+}
+
+static atomic_ullong offered_at;
+static atomic_int judged;
+
+static void is_not_late(void *arg, uint32_t worker)
+{
+	bool prompt = now_us() - atomic_load(&offered_at) < 2000;
+
+	(void)arg;
+	if (worker && prompt) {
+		CHECK(crew_go_on());
+		atomic_fetch_add(&judged, 1);
+	}
+	atomic_fetch_add(&ran, 1);
+	for (int i = 0; i < 50 && !worker && atomic_load(&ran) < 2; i++)
+		sleep_ms(1);
+}
+
+/* That it waited for a CPU in vain, its job being taken back, does not make it late for the next. */
+static void is_late_for_its_own_job_only(int32_t *cpus)
+{
+	pthread_t thread;
+
+	for (int i = 0; i < 10 && !atomic_load(&judged); i++) {
+		int workers;
+
+		anew();
+		for (int k = 0; k < 2; k++) {	/* a new one never is */
+			atomic_store(&ran, 0);
+			pf_crew_run(2, cpus, is_not_late, NULL, NULL, NULL, 0);
+		}
+		atomic_store(&judged, 0);
+		hog_cpu(&thread, &cpus[1]);
+		workers = pf_crew_run(2, cpus, caller_is_busy, NULL, NULL, NULL, 0);
+		let_go(thread);
+		sleep_ms(5);
+		atomic_store(&ran, 0);
+		atomic_store(&offered_at, now_us());
+		if (workers == 1)
+			pf_crew_run(2, cpus, is_not_late, NULL, NULL, NULL, 0);
+		atomic_store(&offered_at, 0);
+	}
 }
 
 static void uses_time(void *arg, uint32_t worker)
@@ -743,6 +827,7 @@ static void another_user(void)
 		CHECK(all_come(3, NULL, count, &ran));
 		CHECK(pf_crew_size() == 2);
 		helpers_yield_where_they_can_be_lifted();
+		on_a_busy_machine(nobody_is_called_all_the_time);
 		pf_crew_stop();
 		CHECK(pf_crew_size() == 0);
 		_exit(0);
@@ -779,7 +864,8 @@ int main(void)
 	time_is_charged_to_the_process();
 	another_user();
 	on_a_busy_machine(busy_machine);
-	callers_go_on_alone();
+	on_two_cpus(callers_go_on_alone);
+	on_two_cpus(is_late_for_its_own_job_only);
 	helpers_come_again();
 	pf_crew_stop();
 	CHECK(pf_crew_size() == 0);

@@ -169,6 +169,6 @@ def show(result: MoveResult) -> None:
     if result.fell_back:
         out.print(f"Fell back: {result.fell_back}")
     if result.helpers_left:
-        out.print(f"Threads that left early, their CPUs being busy: {result.helpers_left}")
+        out.print(f"Times that a thread left early, its CPU being busy: {result.helpers_left}")
     for warning in result.warnings:
         out.print(f"Note: {warning}")
