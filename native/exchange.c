@@ -49,7 +49,7 @@ struct exchanging {
 	struct both *pieces;	/* cut ahead, so that no worker holds a lock to claim one */
 	uint64_t n_pieces;
 	uint64_t next;
-	bool again;		/* worker 0 came back to call missed helpers */
+	bool again;		/* worker 0 came back to call missed helpers; its lanes are open */
 	uint64_t polled_us;	/* worker 0 only */
 	uint64_t bytes;		/* of this mapping */
 	uint32_t features;
@@ -390,24 +390,42 @@ static int open_lane(const struct exchanging *exchanging, struct lane *lane)
 	return engine_join(lane, PF_USER_CHECKED, exchanging->features);
 }
 
+static int open_lanes(const struct exchanging *exchanging, struct lane *lanes)
+{
+	int error = open_lane(exchanging, &lanes[0]);
+
+	if (error)
+		return error;
+	error = open_lane(exchanging, &lanes[1]);
+	if (error)
+		engine_leave(&lanes[0]);
+	return error;
+}
+
 static void exchange_work(void *arg, uint32_t worker)
 {
 	struct exchanging *exchanging = arg;
 	struct lane *lanes = exchanging->workers[worker].lanes;
 	int32_t none = 0;
-	int error = open_lane(exchanging, &lanes[0]);
+	int error = 0;
 
-	if (!error) {
-		error = open_lane(exchanging, &lanes[1]);
-		if (!error) {
-			work_on(exchanging, worker);
-			engine_leave(&lanes[1]);
-		}
-		engine_leave(&lanes[0]);
-	}
+	if (worker && !crew_go_on())	/* others need the CPU: no lanes for nothing */
+		return;
+	/* There may be no files for new ones in the middle of the work. */
+	if (worker || !exchanging->again)
+		error = open_lanes(exchanging, lanes);
 	if (error && worker == 0)	/* the others can do without this one */
 		__atomic_compare_exchange_n(&exchanging->exchange->error, &none, -error, false,
 					    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+	if (error)
+		return;
+	if (worker == 0)
+		exchanging->again = false;
+	work_on(exchanging, worker);
+	if (worker == 0 && exchanging->again)
+		return;
+	engine_leave(&lanes[1]);
+	engine_leave(&lanes[0]);
 }
 
 /* Whole pages, and no page twice: a piece must not wait for itself. */
@@ -457,7 +475,6 @@ static int run(struct pf_exchange *exchange)
 	exchanging->pieces = (struct both *)&exchanging->workers[exchange->threads];
 	exchanging->n_pieces = cut_pieces(exchange, exchanging->pieces);
 	do {
-		exchanging->again = false;
 		workers = pf_crew_run(exchange->threads, exchange->cpus, exchange_work, exchanging,
 				      poll_now, exchanging, exchange->poll_us);
 		if (workers > (int)exchange->workers)
