@@ -20,6 +20,7 @@ struct moving {
 	char *room;		/* the lists */
 	struct pace pace;
 	uint32_t counted;	/* worker 0 has seen which helpers began */
+	uint32_t held;		/* somebody saw a pause: all come back */
 	uint64_t batch_bytes;	/* adapted by all workers, last one wins */
 	uint64_t polled_us;	/* worker 0 only */
 	int32_t patience;

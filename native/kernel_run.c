@@ -130,6 +130,17 @@ static void count_workers(struct moving *moving, uint32_t worker)
 		cursor_share(&moving->cursor, 1 + pace_helping(&moving->pace));
 }
 
+/*
+ * One that saw a pause tells the others, for whom it may have been too short:
+ * without it they would be fewer for the rest.
+ */
+static bool held(struct moving *moving)
+{
+	if (pace_paused(&moving->move->pause))
+		__atomic_store_n(&moving->held, 1, __ATOMIC_RELAXED);
+	return __atomic_load_n(&moving->held, __ATOMIC_RELAXED);
+}
+
 static void move_work(void *arg, uint32_t worker)
 {
 	struct moving *moving = arg;
@@ -142,7 +153,7 @@ static void move_work(void *arg, uint32_t worker)
 	pace_come(pace, worker);
 	if (worker)
 		count_workers(moving, worker);
-	while (!move_stopped(move) && !pace_paused(&move->pause)) {
+	while (!move_stopped(move) && !held(moving)) {
 		if (!pace_go_on(pace, worker) || !crew_go_on()) {
 			if (pace_go_on(pace, worker))
 				pace_leave(pace);
@@ -194,6 +205,7 @@ static int move_together(struct moving *moving, uint32_t threads)
 	do {
 		pace_together(pace);
 		moving->counted = 0;
+		moving->held = 0;
 		cursor_share(&moving->cursor, threads);
 		workers = pf_crew_run(threads, move->cpus, move_work, moving, poll_now, moving,
 				      move->poll_us);

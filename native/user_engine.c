@@ -21,13 +21,18 @@ static bool stopped(const struct running *running)
 	return __atomic_load_n(&running->user->cancel, __ATOMIC_RELAXED);
 }
 
-/* Whether a worker goes on; all come back after a pause, and when helpers are missed. */
-static bool go_on(struct running *running, uint32_t number)
+/*
+ * Whether a worker goes on after so many pieces; all come back after a pause, and
+ * when helpers are missed. One that saw a pause tells the others, for whom it may
+ * have been too short: without it they would be fewer for the rest.
+ */
+static bool go_on(struct running *running, uint32_t number, uint64_t pieces)
 {
 	if (stopped(running) || !crew_go_on())
 		return false;
-	if (!pace_paused(&running->user->pause) &&
-	    (number || !crew_call_again(cursor_left(&running->cursor))))
+	if (!__atomic_load_n(&running->held, __ATOMIC_RELAXED) &&
+	    !pace_paused(&running->user->pause) &&
+	    (number || !pieces || !crew_call_again(cursor_left(&running->cursor))))
 		return true;
 	__atomic_store_n(&running->held, 1, __ATOMIC_RELAXED);
 	return false;
@@ -215,13 +220,13 @@ static void poll_if_due(struct running *running, uint32_t number)
 static void work_on(struct running *running, uint32_t number)
 {
 	struct pf_user *user = running->user;
-	uint64_t until, rate;
+	uint64_t until, rate, pieces = 0;
 	struct task task = {
 		.running = running,
 		.worker = &running->workers[number],
 	};
 
-	while (go_on(running, number) && claim(running, &task)) {
+	while (go_on(running, number, pieces++) && claim(running, &task)) {
 		rate = __atomic_load_n(&user->max_rate, __ATOMIC_RELAXED);
 		if (task.bytes > PIECE_BYTES_MAX)	/* a page larger than a piece may be */
 			leave(&task, task.address, task.bytes, EINVAL);
