@@ -69,9 +69,10 @@ struct helper {
 	struct helper_seen seen;	/* what the watch saw last */
 	struct {		/* its own book: see crew_go_on() */
 		bool late;	/* got its CPU too late for this job */
-		uint64_t looked_us;
+		bool known;	/* the next two; a new thread has run for 0 ns */
 		uint64_t run_ns;
 		uint64_t wait_ns;
+		uint64_t looked_us;
 		uint64_t rested_ns;	/* of waiting when the last job was done; 0: not known */
 	} own;
 };

@@ -75,8 +75,9 @@ void helper_starved(struct helper *helper)
 static void open_account(struct helper *self)
 {
 	self->own.looked_us = now_us();
-	if (!schedstat(&self->own.run_ns, &self->own.wait_ns))
-		self->own.run_ns = self->own.wait_ns = self->own.rested_ns = 0;
+	self->own.known = schedstat(&self->own.run_ns, &self->own.wait_ns);
+	if (!self->own.known)
+		self->own.rested_ns = 0;
 	self->own.late = came_late(self);
 	if (self->own.late)
 		helper_starved(self);
@@ -100,7 +101,7 @@ bool crew_go_on(void)
 		return true;
 	if (__atomic_load_n(&self->starved, __ATOMIC_RELAXED))
 		return false;
-	if (!self->own.run_ns || now_us() - self->own.looked_us < LOOK_US)
+	if (!self->own.known || now_us() - self->own.looked_us < LOOK_US)
 		return true;
 	if (!schedstat(&run_ns, &wait_ns))
 		return true;
