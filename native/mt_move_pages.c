@@ -212,7 +212,7 @@ static void move_piece(struct call *call, struct piece *piece, int32_t *status)
 	piece->unwritten = 0;
 	piece->result = raw_move_pages(call->pid, piece->count, pages, NULL, status, 0);
 	for (i = 0; i < piece->count; i++) {
-		before[i] = piece->result ? -EFAULT : (int16_t)status[i];
+		before[i] = (int16_t)(piece->result ? -EFAULT : status[i]);
 		after[i] = UNWRITTEN;
 		status[i] = PF_STATUS_UNKNOWN;
 	}

@@ -90,7 +90,8 @@ def try_wheel(wheel: Path, work: Path) -> None:
     if any(shutil.which(word, path=env["PATH"]) for word in COMPILERS):
         sys.exit("release_check: there is still a compiler to be found")
     pip = (place / "bin/python", "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "install", "-q", "--only-binary", ":all:", wheel, cwd=work, env=env)
+    patient = ("--retries", "10", "--timeout", "60")  # of the index, which is a network away
+    run(*pip, "install", "-q", *patient, "--only-binary", ":all:", wheel, cwd=work, env=env)
     print(run(place / "bin/python", "-c", TRY, cwd=work, env=env), end="")
     print(run(place / "bin/pageferry", "--version", cwd=work, env=env), end="")
 
