@@ -11,7 +11,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 
 .PHONY: ci-kernel test-patches demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
 	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze \
-	test-trouble test-sanitize-python soak coverage release-check
+	test-trouble test-sanitize-python soak soak-here coverage release-check
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -26,7 +26,8 @@ help:
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make test-trouble   processes killed, stopped, out of memory, never still, while they move"
 	@echo "make soak    moves for SOAK_SECONDS=3600 under writers, in a guest; nothing may grow"
-	@echo "make coverage       which lines of the C core its tests reach"
+	@echo "make soak-here      the same on this machine; CI does it for SOAK_SECONDS=300"
+	@echo "make coverage       which lines of the C core, and of the Python modules, tests reach"
 	@echo "make release-check  sdist, wheel and Debian package: built twice, installed, tried"
 	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
@@ -123,8 +124,12 @@ soak: build lab
 		--json $(CURDIR)/build-soak/soak.json --plot $(CURDIR)/build-soak/soak.png; \
 	}; soak || { [ $$? = 125 ] && soak; }
 
-coverage: setup
+soak-here: build
+	$(BIN)/python scripts/soak.py $(SOAK_SECONDS)
+
+coverage: build
 	$(BIN)/python scripts/coverage.py
+	$(BIN)/python scripts/coverage_python.py
 
 SECONDS := 60
 

@@ -37,6 +37,7 @@ enum {
 	HUGE_BYTES = 2 << 20,
 	POLICY_WORDS = 17,
 	PATIENCE_MS = 20000,	/* with a case, until it is said to hang */
+	FIRST_PATIENCE_MS = 6 * PATIENCE_MS,	/* with the many runs that find the sites */
 	TRANSIENT = 200,	/* so often a call fails that is to fail for good */
 	MPOL_F_ADDR = 2,
 };
@@ -372,7 +373,7 @@ static void in_child(const struct scenario *scenario, struct fault fault, bool c
 	close(ends[1]);
 	answer = (struct pollfd){ .fd = ends[0], .events = POLLIN };
 	memset(verdict, 0, sizeof(*verdict));
-	if (poll(&answer, 1, PATIENCE_MS) <= 0) {
+	if (poll(&answer, 1, fault.site < 0 ? FIRST_PATIENCE_MS : PATIENCE_MS) <= 0) {
 		kill(child, SIGKILL);
 		snprintf(verdict->violation, sizeof(verdict->violation), "it hangs");
 	}

@@ -302,10 +302,9 @@ def test_whole_process(child: subprocess.Popen[bytes]) -> None:
 
 
 def test_process_of_another_user(child: subprocess.Popen[bytes]) -> None:
-    heap = next(
-        line for line in Path(f"/proc/{child.pid}/maps").read_text().splitlines() if "heap" in line
-    )
-    start, stop = (int(part, 16) for part in heap.split()[0].split("-"))
+    lines = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+    stack = next(line for line in lines if "[stack]" in line)
+    start, stop = (int(part, 16) for part in stack.split()[0].split("-"))
 
     def unprivileged() -> str:
         os.setgroups([])
