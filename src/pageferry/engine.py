@@ -18,7 +18,7 @@ from .flags import MigrateMode
 from .limits import Limits
 from .pages import KINDS
 from .plan import Plan
-from .polling import polled
+from .polling import handle_of, polled
 from .process import HeldProcess
 from .report import STATUS, Failure
 from .syscalls import kernel_has_mt
@@ -106,7 +106,7 @@ class KernelRun:
         self._paused_before = control.seconds_paused if control is not None else 0.0
         self._begun = self._asked = time.perf_counter()
         self._c: Any = ffi.new("struct pf_move *")
-        self._handle = ffi.new_handle(self)
+        self._handle = handle_of(self)
         self._cpus: Any = ffi.NULL
         self._sources = ffi.NULL if sources is None else _node_mask(sources)
         self.statuses: list[npt.NDArray[np.void]] = []

@@ -16,7 +16,7 @@ from . import procfs
 from ._native import ffi, lib
 from .errors import PageferryError, RangeError, errno_name
 from .pages import PAGE_SIZE
-from .polling import polled
+from .polling import handle_of, polled
 from .populate import crew_for
 from .report import Stalls
 from .stalls import stalls_of
@@ -160,7 +160,7 @@ class _Run:
         self.skipped = 0
         self._alone = 0
         self._cancel = cancel
-        self._handle = ffi.new_handle(self)
+        self._handle = handle_of(self)
         self._c: Any = ffi.new("struct pf_exchange *")
         self._threads, self._cpus = crew
         self._c.threads, self._c.cpus = crew

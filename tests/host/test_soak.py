@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from pageferry import move, topology
+from pageferry.bench.memory import PageArray
 from pageferry.pages import PAGE_SIZE
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +51,23 @@ def test_a_lost_write_and_a_changed_byte_are_named() -> None:
         "a byte that nobody wrote has changed",
         "writer 0 lost a write",
     ]
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+def test_a_move_leaves_nothing_to_the_collector_of_cycles(engine: str) -> None:
+    """It would hold the arrays of the run until it comes round, which may be a long time."""
+    memory = PageArray(256, PAGE_SIZE)
+    node = topology().memory_nodes[0]
+    move(memory.words, node, engine=engine)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        move(memory.words, node, engine=engine)
+        gc.collect()
+        ours = [type(left).__name__ for left in gc.garbage if "pageferry" in type(left).__module__]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert ours == []
