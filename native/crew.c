@@ -19,6 +19,7 @@ enum {
 	STARVED_JOBS = 2,	/* in a row: then callers go on alone for a while */
 	ALONE_US = 10000,	/* at first, then doubled */
 	ALONE_DOUBLED = 5,	/* so often: 0.32 s at most */
+	LONG_US = 1000000,
 	AGAIN_US = 1000,	/* a caller has worked at least, before it calls again */
 };
 
@@ -224,10 +225,12 @@ static struct helper *new_helper(void)
 
 /*
  * Others have the CPUs: to wake helpers that get none takes time from them and
- * from the caller, so it is tried now and then only.
+ * from the caller, so it is tried now and then only. In a job that was that long
+ * helpers were of use before somebody needed their CPUs: the row begins anew.
  */
-static void learn(const struct helper *invited)
+static void learn(const struct job *job)
 {
+	const struct helper *invited = job->invited;
 	uint32_t helpers = 0, starved = 0, helped = 0, doubled;
 
 	for (; invited; invited = invited->beside) {
@@ -237,7 +240,7 @@ static void learn(const struct helper *invited)
 		else if (__atomic_load_n(&invited->state, __ATOMIC_ACQUIRE) == HELPER_DONE)
 			helped++;
 	}
-	if (2 * starved < helpers && helped)
+	if ((2 * starved < helpers && helped) || (helpers && now_us() - job->begun_us > LONG_US))
 		crew.starved = 0;
 	if (2 * starved < helpers || !helpers)
 		return;		/* after a short job, nothing is known */
@@ -298,14 +301,14 @@ static void invite(struct job *job, uint32_t threads, const int32_t *cpus)
 	quiet_unlock(&crew.lock, &before);
 }
 
-static void give_up_helpers(struct helper *invited)
+static void give_up_helpers(const struct job *job)
 {
 	struct helper *helper, *next;
 	sigset_t before;
 
 	quiet_lock(&crew.lock, &before);
-	learn(invited);
-	for (helper = invited; helper; helper = next) {
+	learn(job);
+	for (helper = job->invited; helper; helper = next) {
 		next = helper->beside;
 		helper->taken = false;
 		__atomic_store_n(&helper->state, HELPER_IDLE, __ATOMIC_RELEASE);
@@ -394,7 +397,7 @@ static int run_job(uint32_t threads, const int32_t *cpus,
 		workers += !helper_take_back(helper);
 	for (helper = job.invited; helper; helper = helper->beside)
 		wait_for(&waiting, helper);
-	give_up_helpers(job.invited);
+	give_up_helpers(&job);
 	return workers;
 }
 
