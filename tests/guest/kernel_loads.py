@@ -168,7 +168,11 @@ def splitting(counts: Counts) -> Turn:
 
 
 def filing(counts: Counts) -> Turn:
-    """Write and read files of an ext4 file system, in memory, while the kernel compacts that."""
+    """Write and read files of an ext4 file system, in memory, while the kernel compacts that.
+
+    Not the node whose memory is taken offline: Linux compacts without the lock of that, and may
+    look at pages that have no descriptors any more.
+    """
     image, place = "/dev/shm/ext4.img", "/run/ext4"
     with open(image, "wb") as file:
         file.truncate(32 << 20)
@@ -184,7 +188,8 @@ def filing(counts: Counts) -> Turn:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        (VM / "compact_memory").write_text("1")
+        for node in (0, 1):
+            Path(f"/sys/devices/system/node/node{node}/compact").write_text("1")
         if number % 4 == 0:
             (VM / "drop_caches").write_text("1")
         for name, text in texts.items():
