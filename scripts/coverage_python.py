@@ -23,6 +23,13 @@ source = pageferry
 parallel = true
 patch = _exit, subprocess
 data_file = {FOLDER}/data
+[paths]
+source =
+    src/pageferry
+    */site-packages/pageferry
+    */src/pageferry
+[report]
+ignore_errors = true
 [json]
 output = {FOLDER}/coverage.json
 """

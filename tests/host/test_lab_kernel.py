@@ -230,12 +230,12 @@ def test_where_the_patches_are(ours: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_series_is_whole() -> None:
     patches = sorted((ROOT / "kernel/patches/6.12").glob("*.patch"))
-    assert [patch.name[:4] for patch in patches] == [f"{n:04}" for n in range(1, 11)]
+    assert [patch.name[:4] for patch in patches] == [f"{n:04}" for n in range(1, 12)]
     for patch in patches:
         text = patch.read_text()
         assert "\nSigned-off-by: " in text and "\n---\n" in text
         subject = text.split("\n\n")[0]
-        assert f"[PATCH {int(patch.name[:2] + patch.name[2:4]):02}/10]" in subject, subject
+        assert f"[PATCH {int(patch.name[:2] + patch.name[2:4]):02}/11]" in subject, subject
     added = [line for patch in patches for line in patch.read_text().splitlines()]
     assert (
         "+#define MPOL_MF_MOVE_MT\t (1 << 7) /* With a MOVE flag: let several threads copy */"
