@@ -170,8 +170,14 @@ void move_piece(const struct task *task)
 	struct lane *lane = &task->worker->lane;
 	struct fresh fresh;
 	uint64_t us;
-	int error = find_fresh(task, &fresh);
+	int error;
 
+	if (user->way != PF_USER_CHECKED && task->bytes == lane->page &&
+	    !(task->running->features & PF_USER_HAS_MOVE)) {	/* see take_by_remap() */
+		leave(task, task->address, task->bytes, EOPNOTSUPP);
+		return;
+	}
+	error = find_fresh(task, &fresh);
 	if (error) {
 		if (error == -ENOMEM)
 			__atomic_store_n(&task->running->full, 1, __ATOMIC_RELAXED);

@@ -106,10 +106,14 @@ int map_apart(uint64_t bytes, uint64_t like, struct apart *apart)
 
 /* ---- Taking ------------------------------------------------------------------------- */
 
-/* Page tables that go over as a whole are cheap; only base pages are in some. */
+/*
+ * Page tables that go over as a whole are cheap; only base pages are in some. A
+ * single page cannot be taken in halves: see take_by_remap().
+ */
 static bool taken_by_remap(const struct lane *lane)
 {
-	return lane->way != PF_USER_CHECKED && lane->piece.shift < 21;
+	return lane->way != PF_USER_CHECKED && lane->piece.shift < 21 &&
+	       lane->piece.bytes > lane->page;
 }
 
 int piece_begin(struct lane *lane, uint64_t address, uint64_t bytes, uint32_t shift)

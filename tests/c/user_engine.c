@@ -345,6 +345,30 @@ static void the_call_itself(uint32_t way)
 	CHECK(!munmap(memory, HUGE));
 }
 
+/* However small a piece is, the mapping is one again afterwards. */
+static void pieces_of_one_page(uint32_t way)
+{
+	unsigned char *memory = memory_new(HUGE, false);
+	struct pf_extent extents[16];
+	struct pf_user call;
+	int maps;
+
+	fill(memory, HUGE, 7);
+	for (size_t i = 0; i < 16; i++)
+		extents[i] = extent_of(memory + 3 * i * PAGE, PAGE, false);
+	maps = mappings_in(memory, HUGE, NULL, 0);
+	for (int round = 0; round < 4; round++) {
+		call = user_call(nodes[round % n_nodes], way, 2, extents, 16, left);
+		if (round > 1 && way_works(way, true))
+			call.flags |= PF_USER_NO_FILL;
+		CHECK(pf_user_run(&call) == 0);
+		CHECK(call.progress.bytes_moved + call.progress.bytes_already == 16 * PAGE);
+		CHECK(mappings_in(memory, HUGE, NULL, 0) == maps);
+	}
+	check_fill(memory, HUGE, 7);
+	CHECK(!munmap(memory, HUGE));
+}
+
 static void bad_calls(void)
 {
 	struct pf_user call = user_call(0, 4, 1, NULL, 0, left);
@@ -400,6 +424,8 @@ int main(int argc, char **argv)
 			} else {
 				absent(way);
 				the_call_itself(way);
+				if (way_works(way, true))
+					pieces_of_one_page(way);
 			}
 		}
 	}
