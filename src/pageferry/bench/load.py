@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves on a busy machine: what they take by one thread, by many, by the plan; what others lose.
 
-For each size of move and each number of busy processes beside it, all ways are measured in turn in
-every repeat, so that drift of the machine meets all of them alike. A sample of each way is the same
-number of moves. Ratios are taken inside one repeat; what is reported are medians, lowest and
-highest.
+For each size of move and each number of busy processes beside it, all ways are measured in every
+repeat, in an order of its own and each after a short pause, so that neither drift of the machine
+nor what ran before prefers one. A sample of each way is the same number of moves. Ratios are taken
+inside one repeat; what is reported are medians, lowest and highest.
 
 Others are compared over windows of one length, in which the same was moved: who is done earlier
 leaves them the rest of the window undisturbed. How fast they run while a move runs is told, too.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -45,6 +46,8 @@ _REST = "rest"
 _AIR = 160 << 20
 _MOST_ROUNDS = 10_000
 _PATIENCE = 1000
+#: Before each sample: how the scheduler has spread the busy processes depends on what ran before.
+_SETTLE_SECONDS = 0.03
 
 #: What has to be reached: the ratio, over which loads, and the least it may be.
 TARGETS: dict[str, tuple[str, tuple[str, ...], float]] = {
@@ -163,13 +166,15 @@ def _cell(
     taken: dict[str, list[Sample]] = {name: [] for name in ways}
     rest: list[float] = []
     order = [*ways, _REST]
+    chance = random.Random(repeats)
     for _ in range(repeats):
+        chance.shuffle(order)  # nobody always goes first, or behind the same other
         for name in order:
+            time.sleep(_SETTLE_SECONDS)
             if name == _REST:
                 rest.append(_at_rest(others, seconds))
             else:
                 taken[name].append(_sample(mover, ways[name], others, rounds))
-        order.append(order.pop(0))  # nobody always goes first
     return {"moves": 2 * rounds, **summary(taken, rest)}
 
 
