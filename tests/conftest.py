@@ -36,4 +36,4 @@ def _nobody_else_wants_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans take fewer threads on a busy machine, and this one may be: not what is tested."""
     calm = (time.monotonic() + 1e9, pressure.Pressure())
     monkeypatch.setattr(pressure, "_last", calm)
-    monkeypatch.setattr(pressure, "others_running", lambda: 0)
+    monkeypatch.setattr(pressure, "others_running", lambda _=0: 0)

@@ -25,6 +25,8 @@ CALL_MS = 200
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
 FIRST_BATCH_BYTES = 128 << 20
 MAX_THREADS = 1024
+#: The core wakes no thread for less (native/kernel_run.c): nothing to ask the model about.
+THREAD_BYTES = 128 << 10
 ENGINES = ("kernel",)
 #: In which order pages are taken: ``address``, from the lowest address up.
 ORDERS = ("address",)
@@ -223,6 +225,8 @@ def _auto(
 ) -> tuple[int, str]:
     if count <= 1:
         return 1, "1 thread: one page is no work for more" if count else "1 thread: no pages"
+    if sum(size * number for size, number in pages.items()) < 2 * THREAD_BYTES:
+        return 1, "1 thread: so little is done before another has woken up"
     quota = threads_within_quota()
     number = best_threads(known.costs, seats, pages, most=quota, link_gbps=link)
     if insist and number == 1 and seats.cores > 1:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .pressure import Pressure
     from .target import Movable
 
-_WORTH_A_LOOK = 16 << 20  # bytes
+_WORTH_A_LOOK = 1 << 20  # bytes, to look once who runs, and to look until that is sure
+_WORTH_SOME = 16 << 20
 
 
 class Planning:
@@ -112,9 +113,10 @@ class Planning:
 
 def _pressure(pages: Mapping[int, int]) -> Pressure | None:
     """Look how busy the machine is, for a move that takes longer than the look."""
-    if sum(size * count for size, count in pages.items()) < _WORTH_A_LOOK:
+    size = sum(size * count for size, count in pages.items())
+    if size < _WORTH_A_LOOK:
         return None
-    return pressure.now()
+    return pressure.now() if size >= _WORTH_SOME else pressure.now(looks=1)
 
 
 def _checked(plan: Plan, threads: int | str, mode: MigrateMode) -> Plan:

@@ -67,14 +67,14 @@ def read(root: Path = _ROOT) -> Pressure:
 _last: tuple[float, Pressure] = (-_FRESH_SECONDS, Pressure())
 
 
-def others_running() -> int:
+def others_running(looks: int = _LOOKS) -> int:
     """Return how many tasks of the machine, this one left out, have or want a CPU now.
 
-    The least of three looks, half a millisecond apart, since some are over at once; nobody is
+    The least of some looks, half a millisecond apart, since some are over at once; nobody is
     nobody at the first. 0 where the kernel does not say.
     """
     least = 1 << 30
-    for look in range(_LOOKS):
+    for look in range(looks):
         if look:
             time.sleep(_LOOK_SECONDS)
         try:
@@ -87,10 +87,10 @@ def others_running() -> int:
     return least
 
 
-def now() -> Pressure:
-    """Return ``recent`` and who runs now."""
+def now(looks: int = _LOOKS) -> Pressure:
+    """Return ``recent`` and who runs now; of more than one look each takes half a millisecond."""
     cpus = os.cpu_count() or 1
-    return replace(recent(), others=others_running(), cpus=cpus)
+    return replace(recent(), others=others_running(looks), cpus=cpus)
 
 
 def recent() -> Pressure:

@@ -35,7 +35,7 @@ def _the_kernel_moves_nothing_by_itself() -> None:
 def _nobody_else_wants_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in tests/conftest.py: plans take fewer threads on a busy machine."""
     monkeypatch.setattr(pressure, "_last", (time.monotonic() + 1e9, pressure.Pressure()))
-    monkeypatch.setattr(pressure, "others_running", lambda: 0)
+    monkeypatch.setattr(pressure, "others_running", lambda _=0: 0)
 
 
 @pytest.fixture
