@@ -30,8 +30,14 @@ def fill(pools: tuple[Path, Path]) -> list[np.ndarray[tuple[int], np.dtype[np.ui
     for node in (0, 1):
         # Pages set aside for hugetlb cost no time, but there may not be enough in one piece.
         pools[node].write_text(str(max(node_free(node) - FREE, 0) // HUGE))
-        rest = max(node_free(node) - FREE, 0)
-        held.append(pageferry.empty(rest, np.uint8, node=node, page_size="4K"))
+    # What others have given up comes back to a node in the kernel's own time: until none is left.
+    for _ in range(20):
+        for node in (0, 1):
+            rest = node_free(node) - FREE
+            if rest > 0:
+                held.append(pageferry.empty(rest, np.uint8, node=node, page_size="4K"))
+        if all(node_free(node) < SIZE for node in (0, 1)):
+            break
     return held
 
 
