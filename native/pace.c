@@ -86,7 +86,7 @@ static void take_measure(struct pace *pace)
 
 void pace_together(struct pace *pace)
 {
-	/* After a pause, or when the crew has called its helpers again, it is the account of all together. */
+	/* After a pause, or when the crew has called its helpers again, it is that of all. */
 	if (judges(pace) && (!pace->turns || pace->alone))
 		take_measure(pace);
 	open_account(pace);

@@ -264,7 +264,10 @@ static void user_work(void *arg, uint32_t number)
 		running->without_caller = -error;
 }
 
-/* All workers, again after each pause, and when helpers had left. Returns the most that there were, or -errno. */
+/*
+ * All workers, again after each pause, and when helpers had left. Returns the most
+ * that there were, or -errno.
+ */
 static int work_together(struct running *running)
 {
 	struct pf_user *user = running->user;
