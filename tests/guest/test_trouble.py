@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from placement import PAGE, Forked, Memory, in_a_child, nodes_of, on
+from placement import HUGE, PAGE, Forked, Memory, in_a_child, nodes_of, on
 
 from pageferry import (
     NodeError,
@@ -24,9 +24,10 @@ from pageferry import (
     locate,
     move,
     plan,
+    populate,
     topology,
 )
-from pageferry.bench.memory import free_bytes
+from pageferry.topology import node_free
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -49,19 +50,18 @@ def full_node_1(pools: tuple[Path, Path]) -> Path:
     Path("/proc/sys/vm/drop_caches").write_text("3")  # or the move itself would push them out
     for _ in range(10):
         pool.write_text("100000")
-        if free_bytes(1) < 64 << 20:
+        if node_free(1) < 64 << 20:
             break
-    got = int(pool.read_text())
-    assert got > 100 and free_bytes(1) < 64 << 20
     # So that something can move, above what the kernel keeps for itself (some 20 MiB).
-    pool.write_text(str(got - 24))
+    pool.write_text(str(int(pool.read_text()) - 24))
     return pool
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["base", "thp"])
 def test_full_node(kind: str, threads: int, full_node_1: Path) -> None:
-    size = 224 << 20  # what the kernel can take from others on that node is not known
+    size = populate.room(1) + (64 << 20)  # what others may give back meanwhile
+    size += -size % HUGE
     memory = Memory(kind, size, node=0)
     result = move(memory.words, 1, threads=threads, statuses=True)
     assert result.stopped == errno.ENOMEM and not result.complete

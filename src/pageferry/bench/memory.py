@@ -217,15 +217,6 @@ class Child:
         self._process.wait()
 
 
-def free_bytes(node: int) -> int:
-    """Return the free memory of a node in bytes, from its meminfo."""
-    text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
-    for line in text.splitlines():
-        if "MemFree:" in line:
-            return int(line.split()[-2]) * 1024
-    return 0
-
-
 def has_program(name: str) -> bool:
     """Say whether a program is on the PATH."""
     return any(

@@ -22,9 +22,9 @@ from typing import Any
 
 from ..errors import NodeError
 from ..preload import LIBRARY, environment
-from ..topology import topology
+from ..topology import node_free, topology
 from .machine import machine_facts
-from .memory import HUGE, Child, free_bytes
+from .memory import HUGE, Child
 
 EXPERIMENT = "preload"
 MIGRATEPAGES = "migratepages"
@@ -142,7 +142,7 @@ def run_preload(
         )
     size -= size % HUGE
     for node in nodes:
-        if free_bytes(node) < 2 * size + (64 << 20):
+        if node_free(node) < 2 * size + (64 << 20):
             raise MemoryError(f"node {node} has too little free memory for {2 * size >> 20} MiB")
     added = environment("always", threads=threads, base=os.environ)
     cases: list[dict[str, Any]] = []
