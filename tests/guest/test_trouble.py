@@ -10,6 +10,7 @@ import errno
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def test_a_process_that_writes_forks_and_unmaps() -> None:
             thread.start()
         parent.say("begun")
         parent.hear()
+        while min(rounds) == 0 and all(thread.is_alive() for thread in threads):
+            time.sleep(0.01)  # they wait for a CPU
         end.set()
         for thread in threads:
             thread.join()
@@ -185,7 +188,7 @@ def test_a_process_that_writes_forks_and_unmaps() -> None:
             assert set(result.failed) <= {errno.EACCES, errno.EBUSY}
             assert result.stopped == 0
             moved += result.bytes_moved
-        assert moved > 8 << 20
+        assert moved > 1 << 20  # not what a forked child shares at that moment
         child.say("end")
         assert child.hear() == "whole"
 

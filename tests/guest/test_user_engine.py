@@ -12,6 +12,7 @@ import gc
 import mmap
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,8 @@ def test_a_writer_that_holds_the_interpreter() -> None:
     try:
         for node in (1, 0) * 6:
             by_user(memory, node)
+        while rounds == 0 and writer.is_alive():
+            time.sleep(0.01)  # it waits for a CPU
     finally:
         stop.set()
         writer.join(120)
