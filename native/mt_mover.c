@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Moving what is present in ranges: each worker lists a piece, under a lock, and
- * moves it while the others list and move theirs. Pages that will not move, or
- * turn up meanwhile, are for the kernel, which has the last word.
+ * Moving what is present in ranges: each worker claims parts of the address space
+ * at a cursor until it has listed a piece, and moves that while the others list
+ * and move theirs. No lock: whoever holds one may be a helper without a CPU. Pages
+ * that will not move, or turn up meanwhile, are for the kernel, which has the last
+ * word.
  */
-#include <pthread.h>
-
 #include "calls.h"
 #include "crew.h"
 #include "mt_calls.h"
@@ -34,82 +34,128 @@ struct room {
 struct moving {
 	struct mt_mover *mover;
 	struct room *rooms;
-	pthread_mutex_t lock;
-	uint64_t range;		/* from here to step: under the lock */
-	uint64_t at;		/* in the range */
-	uint64_t step;		/* of address space, longer where nothing is present */
-	uint64_t bytes;		/* not yet listed, as far as is known */
+	uint64_t next;		/* address from which on nothing is claimed */
+	uint64_t bytes;		/* in all, as far as is known */
+	uint64_t listed;	/* of them */
 	uint64_t smallest;	/* piece */
 	uint32_t stop;
 };
 
-/* The next part of the address space to be looked through; false: none is left. */
-static bool next_part(struct moving *moving, struct mt_range *part)
+static void add(uint64_t *counter, uint64_t count)
 {
-	const struct mt_mover *mover = moving->mover;
-	const struct mt_range *range = &mover->ranges[moving->range];
+	__atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
+}
 
-	while (moving->range < mover->n_ranges && moving->at == range->end) {
-		range++;
-		moving->range++;
-		moving->at = range->start;	/* behind the last one there is a zero */
+static void set(uint32_t *flag)
+{
+	__atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
+
+/* The first range that ends behind an address, or n_ranges. */
+static uint64_t range_at(const struct mt_mover *mover, uint64_t at)
+{
+	uint64_t low = 0, high = mover->n_ranges;
+
+	while (low < high) {
+		uint64_t middle = low + (high - low) / 2;
+
+		if (mover->ranges[middle].end > at)
+			high = middle;
+		else
+			low = middle + 1;
 	}
-	if (moving->range == mover->n_ranges)
+	return low;
+}
+
+/*
+ * From an address on, the next part of a range: so many bytes, or up to 2 MiB more,
+ * as it does not end in the middle of a huge page, which would be listed twice.
+ * False: there is none.
+ */
+static bool part_from(const struct mt_mover *mover, uint64_t at, uint64_t bytes,
+		      struct mt_range *part)
+{
+	uint64_t i = range_at(mover, at);
+
+	if (i == mover->n_ranges)
 		return false;
-	part->start = moving->at;
-	part->end = range->end;
-	/* Not in the middle of a huge page, which would be listed twice. */
-	if (range->end - part->start > moving->step)
-		part->end = (part->start + moving->step) & ~BLOCK_MASK;
-	moving->at = part->end;
+	*part = mover->ranges[i];
+	if (part->start < at)
+		part->start = at;
+	if (part->end - part->start > bytes + BLOCK_MASK)
+		part->end = (part->start + bytes + BLOCK_MASK) & ~BLOCK_MASK;
+	return true;
+}
+
+static bool claim_part(struct moving *moving, uint64_t bytes, struct mt_range *part)
+{
+	uint64_t at = __atomic_load_n(&moving->next, __ATOMIC_RELAXED);
+
+	do {
+		if (!part_from(moving->mover, at, bytes, part))
+			return false;
+	} while (!__atomic_compare_exchange_n(&moving->next, &at, part->end, true,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 	return true;
 }
 
 /*
- * Take pages of an extent until the piece is full, which it is at a multiple of
- * 2 MiB only: then no folio is in two pieces. Returns where the rest begins, or 0.
+ * A part had nothing in it: look ahead for the next page, further each time, as
+ * mappings of terabytes are mostly empty. What is empty nobody else looks through;
+ * where something is, it is left to be claimed.
  */
-static uint64_t take(struct room *room, const struct pf_extent *extent, uint64_t piece,
-		     uint64_t *count, uint64_t *bytes)
-{
-	uint64_t at = extent->start;
-	uint64_t i;
-
-	for (i = 0; i < extent->pages; i++, at += 1ull << extent->shift) {
-		if (*count == PAGES || (*bytes >= piece && !(at & BLOCK_MASK)))
-			return at;
-		room->shift[*count] = (uint8_t)extent->shift;
-		room->pages[(*count)++] = at;
-		*bytes += 1ull << extent->shift;
-	}
-	return 0;
-}
-
-/* List the pages of a part; true: the piece is full. */
-static bool list_part(struct moving *moving, struct room *room, const struct mt_range *part,
-		      uint64_t piece, uint64_t *count, uint64_t *bytes)
+static void skip_empty(struct moving *moving, struct room *room, uint64_t step)
 {
 	struct mt_mover *mover = moving->mover;
+	uint64_t at = __atomic_load_n(&moving->next, __ATOMIC_RELAXED);
+	struct mt_range part;
+
+	while (part_from(mover, at, step, &part)) {
+		struct pf_survey survey = mt_survey(mover->pid, mover->pagemap, part.start,
+						    part.end);
+		int64_t n = mt_survey_next(&survey, room->extents, EXTENTS);
+
+		if (n < 0)	/* whoever claims it will see that, too */
+			return;
+		if (n && (room->extents[0].start & ~BLOCK_MASK) <= at)
+			return;
+		if (n)
+			part.end = room->extents[0].start & ~BLOCK_MASK;
+		if (!__atomic_compare_exchange_n(&moving->next, &at, part.end, false,
+						 __ATOMIC_RELAXED, __ATOMIC_RELAXED) || n)
+			return;
+		at = part.end;
+		if (step < LONGEST_STEP)
+			step *= 2;
+	}
+}
+
+/* Add the pages of a part to the piece; false: they cannot be listed. */
+static bool list_part(const struct mt_mover *mover, struct room *room,
+		      const struct mt_range *part, uint64_t *count, uint64_t *bytes)
+{
 	struct pf_survey survey = mt_survey(mover->pid, mover->pagemap, part->start, part->end);
 
 	while (survey.start < survey.end) {
 		int64_t n = mt_survey_next(&survey, room->extents, EXTENTS);
 		int64_t i;
 
-		if (n < 0) {
-			__atomic_store_n(&mover->left, 1, __ATOMIC_RELAXED);
+		if (n < 0)
 			return false;
-		}
 		for (i = 0; i < n; i++) {
-			uint64_t rest = take(room, &room->extents[i], piece, count, bytes);
+			const struct pf_extent *extent = &room->extents[i];
+			uint64_t page;
 
-			if (rest) {
-				moving->at = rest;
-				return true;
+			if (extent->pages > PAGES - *count)
+				return false;
+			for (page = 0; page < extent->pages; page++) {
+				room->shift[*count] = (uint8_t)extent->shift;
+				room->pages[(*count)++] = extent->start + (page << extent->shift);
 			}
+			*bytes += extent->pages << extent->shift;
 		}
 	}
-	return *bytes >= piece;
+	return true;
 }
 
 /*
@@ -118,8 +164,11 @@ static bool list_part(struct moving *moving, struct room *room, const struct mt_
  */
 static uint64_t next_size(const struct moving *moving, bool first)
 {
-	uint64_t piece = moving->bytes / (2 * moving->mover->mt->threads);
+	uint64_t listed = __atomic_load_n(&moving->listed, __ATOMIC_RELAXED);
+	uint64_t piece = 0;
 
+	if (listed < moving->bytes)
+		piece = (moving->bytes - listed) / (2 * moving->mover->mt->threads);
 	if (piece > LARGEST_PIECE)
 		piece = LARGEST_PIECE;
 	if (piece < moving->smallest)
@@ -127,25 +176,25 @@ static uint64_t next_size(const struct moving *moving, bool first)
 	return first ? FIRST_PIECE : piece & ~BLOCK_MASK;
 }
 
-/* Returns how many pages it has listed; 0: none are left. */
+/* Returns how many pages it has listed; 0: none are left, or they cannot be. */
 static uint64_t list_piece(struct moving *moving, struct room *room, bool first)
 {
 	uint64_t piece = next_size(moving, first);
 	uint64_t count = 0, bytes = 0;
 	struct mt_range part;
-	bool full = false;
 
-	moving->step = piece;
-	while (!full && next_part(moving, &part)) {
+	while (bytes < piece && claim_part(moving, piece - bytes, &part)) {
 		uint64_t before = count;
 
-		full = list_part(moving, room, &part, piece, &count, &bytes);
-		if (count > before)
-			moving->step = piece;
-		else if (moving->step < LONGEST_STEP)
-			moving->step *= 2;
+		if (!list_part(moving->mover, room, &part, &count, &bytes)) {
+			set(&moving->mover->left);
+			set(&moving->stop);
+			break;
+		}
+		if (count == before)
+			skip_empty(moving, room, 2 * piece);
 	}
-	moving->bytes -= bytes < moving->bytes ? bytes : moving->bytes;
+	add(&moving->listed, bytes);
 	return count;
 }
 
@@ -155,7 +204,7 @@ static uint64_t on_sources(struct mt_mover *mover, struct room *room, uint64_t c
 	uint64_t kept = 0, i;
 
 	if (raw_move_pages(mover->pid, count, room->pages, NULL, room->status, 0)) {
-		__atomic_store_n(&mover->left, 1, __ATOMIC_RELAXED);
+		set(&mover->left);
 		return 0;
 	}
 	for (i = 0; i < count; i++) {
@@ -193,12 +242,12 @@ static void move_piece(struct moving *moving, struct room *room, uint64_t count)
 		pages = count - (uint64_t)result;
 		bytes = pages << room->shift[0];
 	}
-	__atomic_fetch_add(&mover->pages, pages, __ATOMIC_RELAXED);
-	__atomic_fetch_add(&mover->bytes, bytes, __ATOMIC_RELAXED);
+	add(&mover->pages, pages);
+	add(&mover->bytes, bytes);
 	if (result || pages < count)
-		__atomic_store_n(&mover->left, 1, __ATOMIC_RELAXED);
+		set(&mover->left);
 	if (result < 0)
-		__atomic_store_n(&moving->stop, 1, __ATOMIC_RELAXED);
+		set(&moving->stop);
 }
 
 static void move_work(void *arg, uint32_t worker)
@@ -208,11 +257,8 @@ static void move_work(void *arg, uint32_t worker)
 	bool first = worker > 0;
 
 	while (!__atomic_load_n(&moving->stop, __ATOMIC_RELAXED) && crew_go_on()) {
-		uint64_t count;
+		uint64_t count = list_piece(moving, room, first);
 
-		pthread_mutex_lock(&moving->lock);
-		count = list_piece(moving, room, first);
-		pthread_mutex_unlock(&moving->lock);
 		first = false;
 		if (!count)
 			break;
@@ -225,7 +271,7 @@ static void move_work(void *arg, uint32_t worker)
 
 static void move_ranges(struct mt_mover *mover)
 {
-	struct moving moving = { .mover = mover, .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct moving moving = { .mover = mover };
 	uint32_t threads = mover->mt->threads;
 	uint64_t bytes = threads * sizeof(*moving.rooms);
 	int workers;
@@ -236,7 +282,6 @@ static void move_ranges(struct mt_mover *mover)
 	moving.smallest = moving.bytes / ((uint64_t)threads * SMALLEST_SHARE);
 	if (moving.smallest < FIRST_PIECE)
 		moving.smallest = FIRST_PIECE;
-	moving.at = mover->ranges[0].start;
 	moving.rooms = map_memory(bytes);
 	if (!moving.rooms) {
 		mover->left = 1;
@@ -248,7 +293,6 @@ static void move_ranges(struct mt_mover *mover)
 	if (workers < 0)
 		mover->left = 1;
 	unmap_memory(moving.rooms, bytes);
-	pthread_mutex_destroy(&moving.lock);
 }
 
 bool mt_mover_begin(struct mt_mover *mover, const struct pf_mt *mt, int32_t pid,
@@ -270,7 +314,7 @@ void mt_mover_add(struct mt_mover *mover, uint64_t start, uint64_t end)
 {
 	if (start == end)
 		return;
-	if (mover->n_ranges == RANGES - 1) {
+	if (mover->n_ranges == RANGES) {
 		mover->left = 1;
 		return;
 	}
