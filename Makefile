@@ -11,7 +11,8 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 
 .PHONY: ci-kernel test-patches demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
 	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze \
-	test-trouble test-sanitize-python soak soak-here coverage release-check
+	test-trouble test-sanitize-python soak soak-here coverage release-check \
+	test-numactl
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -22,6 +23,7 @@ help:
 	@echo "make test-patches   each patch of kernel/ built and booted alone"
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
+	@echo "make test-numactl   numactl's own test programs under pageferry run, in a guest"
 	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make test-trouble   processes killed, stopped, out of memory, never still, while they move"
@@ -85,6 +87,11 @@ test-stress: build lab
 	build-stress/tests/c/test-user_stress $(INCREMENTS)
 	$(BIN)/pageferry lab run --topology two-node --memory 512M --cpus 2 --timeout 3000 -- \
 		$(CURDIR)/build-stress/tests/c/test-user_stress $(INCREMENTS)
+
+# numactl's source is fetched to the cache.
+test-numactl: build lab
+	scripts/install libnuma-dev dpkg-dev
+	$(BIN)/python scripts/test_numactl.py
 
 # Their own environment: together 6 GB, most of it PyTorch's.
 test-tensors: build
