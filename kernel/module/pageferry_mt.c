@@ -5,31 +5,41 @@
  * a large folio with work items. Only folios of 512 KiB and more, one by one;
  * batches of base pages need the patched kernel (kernel/patches).
  *
- * The same bargain as there: all claim chunks from a counter, and the caller
- * takes back what has not begun. Which CPUs are idle is nothing that a module
- * may ask, so the work items are unbound, and the scheduler puts them where
- * there is room.
+ * The same bargain as there: all claim chunks from a counter, smaller ones
+ * towards the end, and the caller takes back what has not begun. Which CPUs are
+ * idle is nothing that a module may ask, so the work items are unbound, and the
+ * scheduler puts them where there is room.
  */
 
+#include <linux/completion.h>
 #include <linux/highmem.h>
 #include <linux/livepatch.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/sched/clock.h>
 #include <linux/sizes.h>
 #include <linux/sysctl.h>
 #include <linux/workqueue.h>
 
 #define COPY_THREADS_MAX	8
 #define COPY_THREAD_PAGES	(SZ_256K >> PAGE_SHIFT)
-#define COPY_CHUNK_PAGES	DIV_ROUND_UP(SZ_64K, PAGE_SIZE)
+#define COPY_CHUNK_PAGES_MAX	DIV_ROUND_UP(SZ_64K, PAGE_SIZE)
+#define COPY_CHUNK_PAGES_MIN	DIV_ROUND_UP(SZ_16K, PAGE_SIZE)
+
+/* For the chunks in hand at the end the caller looks on for so long before it sleeps. */
+#define COPY_SPIN_NS		(100 * NSEC_PER_USEC)
 
 struct copy_job {
 	struct folio *dst;
 	struct folio *src;
 	unsigned int nr_pages;
+	unsigned int threads;	/* the caller and the work items */
 	int error;
 	atomic_t next;		/* first page that nobody has claimed */
+	atomic_t busy;		/* of the threads, those that are not done */
+	struct completion done;	/* the last of them, if it was not the caller */
 };
 
 struct copy_work {
@@ -42,16 +52,31 @@ static unsigned int mt_page_copy_threads = 4;
 static const unsigned int copy_threads_max = COPY_THREADS_MAX;
 static struct workqueue_struct *copy_wq;
 
+/* Claim some pages from the first on that nobody has claimed: how many. */
+static unsigned int claim_chunk(struct copy_job *job, unsigned int *first)
+{
+	int next = atomic_read(&job->next);
+	unsigned int left, chunk;
+
+	do {
+		left = job->nr_pages - next;
+		if (!left)
+			return 0;
+		chunk = clamp(left / (2 * job->threads), COPY_CHUNK_PAGES_MIN,
+			      COPY_CHUNK_PAGES_MAX);
+		chunk = min(chunk, left);
+	} while (!atomic_try_cmpxchg(&job->next, &next, next + chunk));
+
+	*first = next;
+	return chunk;
+}
+
 static void copy_chunks(struct copy_job *job)
 {
-	unsigned int page, end;
+	unsigned int page, chunk;
 
-	for (;;) {
-		page = atomic_fetch_add(COPY_CHUNK_PAGES, &job->next);
-		if (page >= job->nr_pages || READ_ONCE(job->error))
-			return;
-		end = min_t(unsigned int, job->nr_pages, page + COPY_CHUNK_PAGES);
-		for (; page < end; page++) {
+	while (!READ_ONCE(job->error) && (chunk = claim_chunk(job, &page))) {
+		for (; chunk; chunk--, page++) {
 			if (copy_mc_highpage(folio_page(job->dst, page),
 					     folio_page(job->src, page))) {
 				WRITE_ONCE(job->error, -EHWPOISON);
@@ -64,7 +89,32 @@ static void copy_chunks(struct copy_job *job)
 
 static void copy_work_fn(struct work_struct *work)
 {
-	copy_chunks(container_of(work, struct copy_work, work)->job);
+	struct copy_job *job = container_of(work, struct copy_work, work)->job;
+
+	copy_chunks(job);
+	/* Both are on the caller's stack, and gone after this. */
+	if (atomic_dec_and_test(&job->busy))
+		complete(&job->done);
+}
+
+/* Wait for the work items that have begun, and take back those that have not. */
+static void finish_job(struct copy_job *job, struct copy_work *works,
+		       unsigned int nr_works)
+{
+	unsigned int done = 1, i;	/* the caller */
+	u64 end;
+
+	for (i = 0; i < nr_works; i++)
+		done += cancel_work(&works[i].work);
+	if (!atomic_sub_and_test(done, &job->busy)) {
+		end = local_clock() + COPY_SPIN_NS;
+		while (!completion_done(&job->done) && !need_resched() &&
+		       local_clock() < end)
+			cpu_relax();
+		wait_for_completion(&job->done);
+	}
+	for (i = 0; i < nr_works; i++)
+		destroy_work_on_stack(&works[i].work);
 }
 
 static int copy_by_several(struct folio *dst, struct folio *src,
@@ -75,19 +125,19 @@ static int copy_by_several(struct folio *dst, struct folio *src,
 		.dst = dst,
 		.src = src,
 		.nr_pages = folio_nr_pages(src),
+		.threads = threads,
+		.busy = ATOMIC_INIT(threads),
 	};
 	unsigned int i;
 
+	init_completion(&job.done);
 	for (i = 0; i < threads - 1; i++) {
 		INIT_WORK_ONSTACK(&works[i].work, copy_work_fn);
 		works[i].job = &job;
 		queue_work_node(folio_nid(i % 2 ? src : dst), copy_wq, &works[i].work);
 	}
 	copy_chunks(&job);
-	for (i = 0; i < threads - 1; i++) {
-		cancel_work_sync(&works[i].work);
-		destroy_work_on_stack(&works[i].work);
-	}
+	finish_job(&job, works, threads - 1);
 	return job.error;
 }
 
@@ -181,7 +231,11 @@ no_sysctl:
 	return error;
 }
 
-/* Only once the livepatch is off and no task is in live_folio_mc_copy(). */
+/*
+ * Only once the livepatch is off and no task is in live_folio_mc_copy(). A work
+ * item may still be on its way out of copy_work_fn(): destroying the queue waits
+ * for it.
+ */
 static void __exit pageferry_mt_exit(void)
 {
 	unregister_sysctl_table(copy_sysctl);
