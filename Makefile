@@ -12,7 +12,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 .PHONY: ci-kernel test-patches demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
 	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze \
 	test-trouble test-sanitize-python soak soak-here coverage release-check \
-	test-numactl
+	test-numactl test-debian13
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -31,6 +31,7 @@ help:
 	@echo "make soak-here      the same on this machine; CI does it for SOAK_SECONDS=300"
 	@echo "make coverage       which lines of the C core, and of the Python modules, tests reach"
 	@echo "make release-check  sdist, wheel and Debian package: built twice, installed, tried"
+	@echo "make test-debian13  the Debian package, installed in Debian 13 by apt, and tried there"
 	@echo "make fuzz    every parser and the header's functions, SECONDS=60 altogether"
 	@echo "make test-sanitize  the C tests under sanitizers: addresses, leaks, undefined, threads"
 	@echo "make test-sanitize-python   the Python tests over such an extension"
@@ -176,6 +177,14 @@ wheel: build
 # Of the last commit. What was built is in dist/.
 release-check: setup
 	$(BIN)/python scripts/release_check.py
+
+# That of the working tree. The system is kept in the cache: 220 MB, and 30 MB of packages.
+test-debian13: build
+	scripts/install debootstrap binutils
+	rm -rf build-debian13
+	$(BUILD) --wheel -o build-debian13 >/dev/null
+	$(BIN)/python scripts/debian_package.py build-debian13/*.whl build-debian13
+	$(BIN)/python scripts/test_debian13.py build-debian13/*.deb
 
 docs: build
 	$(BIN)/python -m sphinx -q -W --keep-going -d build-docs/.doctrees docs build-docs

@@ -41,6 +41,16 @@ Description: move memory pages between NUMA nodes with many threads
  kernel that runs. A command, a Python module and a library to preload.
 """
 
+# Or Python writes compiled files as root runs it, which no removal would take along. In another
+# root (DPKG_ROOT) these programs would look at this machine's package.
+SCRIPT = """#!/bin/sh
+set -e
+if [ -z "$DPKG_ROOT" ] && command -v {program} >/dev/null; then
+	{program} -p pageferry
+fi
+"""
+SCRIPTS = {"postinst": "py3compile", "prerm": "py3clean"}
+
 
 def libc_of(wheel: Path) -> str:
     """Return the newest version of glibc that a library of the wheel asks for."""
@@ -121,6 +131,8 @@ def main() -> int:
         )
         write(root / "DEBIAN/control", control.encode())
         write(root / "DEBIAN/md5sums", listed.encode())
+        for name, program in SCRIPTS.items():
+            write(root / "DEBIAN" / name, SCRIPT.format(program=program).encode(), 0o755)
         root.chmod(0o755)
         for path in (root, *root.rglob("*")):
             if path.is_dir():

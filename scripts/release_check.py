@@ -104,7 +104,8 @@ def try_debian(package: Path, work: Path) -> None:
     for file in ("status", "available"):
         (root / "var/lib/dpkg" / file).touch()
     # Its dependencies are this environment's: those of an older distribution may be too old.
-    options = (f"--root={root}", "--force-depends", "--force-not-root", "--force-bad-path")
+    force = ("depends", "not-root", "bad-path", "script-chrootless")
+    options = (f"--root={root}", *(f"--force-{name}" for name in force))
     run("dpkg", *options, "--log=/dev/null", "-i", package)
     (ours,) = (BIN.parent / "lib").glob("python*/site-packages")
     path = f"{root}/usr/lib/python3/dist-packages:{ours}"
