@@ -247,6 +247,8 @@ static int prepare(struct moving *moving, uint32_t threads)
 
 	if (cursor_init(&moving->cursor, move->extents, move->n_extents, threads))
 		return -ENOBUFS;
+	if (moving->cursor.smallest < move->smallest_bytes)
+		moving->cursor.smallest = move->smallest_bytes;
 	moving->capacity = batch_capacity(moving->cursor.pages, threads);
 	moving->memory = malloc(slots + threads * lists_room(moving->capacity));
 	if (!moving->memory) {

@@ -12,7 +12,8 @@
  * Batches shrink towards the end, so that the workers finish together, but not
  * below a share of the whole: each call drains a list on every CPU and waits
  * for all of them, 0.1 ms when these are idle and milliseconds when not,
- * whatever the call then moves.
+ * whatever the call then moves. Who knows what a call costs sets more
+ * (smallest_bytes of struct pf_move).
  */
 #define SMALLEST_BYTES (2u << 20)
 enum { SMALLEST_SHARE = 48 };

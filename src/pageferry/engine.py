@@ -162,6 +162,7 @@ class KernelRun:
         else:
             c.flags &= ~lib.PF_MOVE_KERNEL_MT
         c.batch_bytes, c.batch_us = plan.batch_bytes, plan.call_ms * 1000
+        c.smallest_bytes = plan.smallest_bytes
         stall_ms = self._limits.stall_ms
         if stall_ms is not None and (stall_ms < plan.call_ms or not plan.call_ms):
             c.batch_us = max(int(stall_ms * 1000), 1)

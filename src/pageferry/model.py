@@ -5,9 +5,11 @@ By n threads, each of which moves whole pages by system calls of its own (engine
 
     seconds      = fixed + together(bookkeeping + copy, link)
 
-    fixed        = calls(n) * call_us + handover(n)
-    bookkeeping  = sum over page sizes of pages * page_us(size) * contention(n) / cores(n)
-    copy         = bytes / sum over last-level caches of min(cache_gbps, cores in it * thread_gbps)
+    fixed        = (calls(n) + n - 1) * call_us + waiting + handover(n), calls * call_us for one
+    waiting      = (calls(n) - 1) * max(0, (n - 1) * call_us - (bookkeeping + copy) / calls(n))
+    bookkeeping  = sum over page sizes of pages * page_us(size) * contention(n) / cores(n) * most(n)
+    copy         = bytes * most(n)
+                   / sum over last-level caches of min(cache_gbps, cores in it * thread_gbps)
     link         = bytes / link_gbps
 
 By one thread, of which only the copying is shared out to n (engines ``split`` and
@@ -19,17 +21,24 @@ with, in both::
 
     cores(n)      = cores used + smt_gain * SMT siblings used
     contention(n) = 1 + serial * (n - 1) + crosstalk * n * (n - 1)
+    calls(n)      = 1 + log2(bytes / n / piece): shares shrink to the smallest piece
     handover(n)   = handover_us + handover_thread_us * (n - 1), or 0 for one thread
     together(a, b) = (a**s + b**s)**(1/s), s = sharpness: the larger one when s is large
 
 ``contention`` is Gunther's Universal Scalability Law ("Guerrilla Capacity Planning", 2007):
 ``serial`` is the share of the bookkeeping that holds a lock others want, ``crosstalk`` what every
-pair of threads adds because cache lines travel between them. Times are microseconds where a name
-says so, else seconds; GB/s are 10**9 bytes a second.
+pair of threads adds because cache lines travel between them. ``call_us`` is time that calls do not
+share (the kernel drains the LRU lists of all CPUs under a mutex): the first calls of all threads
+queue up, and later ones where the threads come back sooner than the others are through. So the
+smallest piece takes ``CALL_WORTH`` times that, where there is so much for each thread. ``most`` is
+the largest share of a thread, times n: no piece is below 2 MiB, so less than two of them are one
+thread's work, and of three one of two threads has two. Times are microseconds where a name says so,
+else seconds; GB/s are 10**9 bytes a second.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -39,9 +48,11 @@ from .flags import parse_size
 from .seats import Seats
 from .strict import Fields
 
-#: Calls that each of several threads makes: shares shrink to 1/48 of its part (native/pages.c).
-CALLS_PER_THREAD = 8
+#: Of several threads none takes less at a time, nor less than its share by this (native/pages.c).
 SMALLEST_CALL_BYTES = 2 << 20
+SMALLEST_CALL_SHARE = 48
+#: What a call moves then should take so many times what the call itself does.
+CALL_WORTH = 3.0
 #: What a single thread moves by one call, about.
 CALL_BYTES = 128 << 20
 #: What the kernel copies in one go, in the batching patches.
@@ -50,6 +61,9 @@ ENGINES = ("kernel", "split", "split-batch")
 TERMS = ("fixed", "bookkeeping", "copy", "link")
 #: Threads that together make the move less than this much faster are not taken.
 WORTH = 0.03
+#: One thread is taken where several are not this much faster: what a model of few costs leaves out
+#: is more than that, and one thread is what a move would get without pageferry.
+WORTH_SEVERAL = 0.1
 #: Where a number of threads is that much worse than a smaller one, none above it is tried.
 _WORSE = 1.1
 
@@ -202,7 +216,7 @@ def predict(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     size = sum(page_size * count for page_size, count in pages.items())
     count = sum(pages.values())
-    threads = min(threads, max(count, 1)) if engine == "kernel" else threads
+    threads = min(threads, pieces(pages)) if engine == "kernel" else threads
     if not count:
         return Prediction(0, threads, 0.0, dict.fromkeys(TERMS, 0.0))
     book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
@@ -211,8 +225,13 @@ def predict(
     link = size / (link_gbps or costs.link_gbps) / 1e9
     copy = size / copying[seat]
     if engine == "kernel":
-        fixed = _fixed(costs, size, threads)
-        book *= _contention(costs, threads) / cores[seat]
+        piece, most = size, 1.0
+        if threads > 1:
+            piece = _piece(costs, size, count, threads, book + size / copying[0])
+            most = _most(size, piece, threads)
+        book *= _contention(costs, threads) / cores[seat] * most
+        copy *= most
+        fixed = _fixed(costs, size, threads, piece, book + copy)
         wait = max(_together(costs, book + copy, link) - book - copy, 0.0)
     else:
         if handovers is None:
@@ -234,28 +253,54 @@ def best_threads(
     """Return the number of threads for the kernel engine: no more than help.
 
     Of 1 to ``most`` (the seats, by default), the smallest number that is within ``WORTH`` of the
-    fastest. Fast enough to be asked before every move.
+    fastest, or one where that is not faster by ``WORTH_SEVERAL``. Fast enough to be asked before
+    every move.
     """
     size = sum(page_size * count for page_size, count in pages.items())
     count = sum(pages.values())
-    limit = min(most or len(seats.cpus), len(seats.cpus), count)
+    limit = min(most or len(seats.cpus), len(seats.cpus), pieces(pages))
     if limit <= 1:
         return 1
     book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
     cores, copying = _scaling(costs, seats)
     link = size / (link_gbps or costs.link_gbps) / 1e9
+    alone = book + size / copying[0]
     times: list[tuple[int, float]] = []
     fastest = float("inf")
     for n in _candidates(seats.cores, limit):
+        piece = _piece(costs, size, count, n, alone)
         busy = book * _contention(costs, n) / cores[n - 1] + size / copying[n - 1]
-        seconds = _fixed(costs, size, n) + _together(costs, busy, link)
+        busy *= _most(size, piece, n)
+        seconds = _fixed(costs, size, n, piece, busy) + _together(costs, busy, link)
         if n > 8 and seconds > fastest * _WORSE:
             break  # contention wins from here on
         times.append((n, seconds))
         if seconds < fastest:
             fastest = seconds
+    if fastest > times[0][1] * (1 - WORTH_SEVERAL):
+        return 1
     enough = fastest * (1 + WORTH)
     return next(n for n, seconds in times if seconds <= enough)
+
+
+def smallest_piece(costs: Costs, seats: Seats, pages: Mapping[int, int], threads: int) -> int:
+    """Return the least that one of ``threads`` should take at a time, in bytes.
+
+    So much that moving it takes ``CALL_WORTH`` times what a call does, but not more than there is
+    for each thread; a whole number of pieces for each.
+    """
+    size = sum(page_size * count for page_size, count in pages.items())
+    if not size:
+        return SMALLEST_CALL_BYTES
+    book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
+    alone = book + size / _scaling(costs, seats)[1][0]
+    return _piece(costs, size, sum(pages.values()), threads, alone)
+
+
+def pieces(pages: Mapping[int, int]) -> int:
+    """Return in how many pieces the kernel engine deals these pages out at most, at least 1."""
+    size = sum(page_size * count for page_size, count in pages.items())
+    return max(size // _smallest(size, sum(pages.values())), 1)
 
 
 @lru_cache(maxsize=64)
@@ -276,12 +321,37 @@ def _page_size(text: str) -> int:
         return 0
 
 
-def _fixed(costs: Costs, size: int, threads: int) -> float:
+def _smallest(size: int, count: int) -> int:
+    return max(SMALLEST_CALL_BYTES, size // max(count, 1))
+
+
+def _piece(costs: Costs, size: int, count: int, threads: int, alone: float) -> int:
+    """Return the least that one of several threads takes, as ``smallest_piece`` does.
+
+    ``alone`` are the seconds in which one thread would do everything, calls left out.
+    """
+    least = CALL_WORTH * costs.call_us / 1e6 / alone * size if alone else size
+    share = size / threads
+    each = max(min(int(share / least) if least else SMALLEST_CALL_SHARE, SMALLEST_CALL_SHARE), 1)
+    return max(_smallest(size, count), math.ceil(share / each))
+
+
+def _most(size: int, piece: int, threads: int) -> float:
+    """Return the largest share of a thread, as a multiple of an equal share."""
+    whole, rest = divmod(size, piece)
+    each, over = divmod(whole, threads)
+    return (each * piece + (piece if over else rest)) * threads / size
+
+
+def _fixed(costs: Costs, size: int, threads: int, piece: int, busy: float) -> float:
+    """Return the seconds of calls and handing over, beside ``busy`` of each thread."""
     if threads == 1:
-        calls = max(size / CALL_BYTES, 1.0)
-    else:
-        calls = max(min(size / threads / SMALLEST_CALL_BYTES, CALLS_PER_THREAD), 1.0)
-    return (calls * costs.call_us + _handover(costs, threads)) / 1e6
+        return max(size / CALL_BYTES, 1.0) * costs.call_us / 1e6
+    each = max(size / threads / piece, 1.0)
+    calls = each if each < 2.0 else 1.0 + math.log2(each)
+    others = (threads - 1) * costs.call_us / 1e6
+    waiting = (calls - 1.0) * max(others - busy / calls, 0.0)
+    return (calls * costs.call_us + _handover(costs, threads)) / 1e6 + others + waiting
 
 
 def _handover(costs: Costs, threads: int) -> float:

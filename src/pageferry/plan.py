@@ -12,7 +12,7 @@ from typing import Any
 
 from .calibration import Calibration, current
 from .flags import MigrateMode
-from .model import Prediction, best_threads, predict
+from .model import SMALLEST_CALL_BYTES, Prediction, best_threads, pieces, predict, smallest_piece
 from .pressure import Pressure
 from .quota import threads_within_quota
 from .seats import Seats, seats_near
@@ -25,7 +25,7 @@ CALL_MS = 200
 #: First size of a batch; the core adapts it to ``CALL_MS`` while it runs.
 FIRST_BATCH_BYTES = 128 << 20
 MAX_THREADS = 1024
-#: The core wakes no thread for less (native/kernel_run.c): nothing to ask the model about.
+#: The core wakes no thread for less (native/kernel_run.c).
 THREAD_BYTES = 128 << 10
 ENGINES = ("kernel",)
 #: In which order pages are taken: ``address``, from the lowest address up.
@@ -38,8 +38,9 @@ class Plan:
     """How a move is done. ``reasons`` say why, in words, one to a line.
 
     ``cpus`` has one CPU for each thread, the caller's included; empty means that threads run
-    where the scheduler puts them. ``batch_bytes`` is the first size of a batch, in bytes, and
-    ``call_ms`` the time that one system call is kept to, in milliseconds. ``expected_seconds``
+    where the scheduler puts them. ``batch_bytes`` is the first size of a batch, in bytes,
+    ``smallest_bytes`` the least that one of several threads takes towards the end, and ``call_ms``
+    the time that one system call is kept to, in milliseconds. ``expected_seconds``
     and ``expected_gbps`` (10**9 bytes a second) are what the model expects if every page has to
     move; 0 for a plan of nothing.
     """
@@ -51,6 +52,7 @@ class Plan:
     batch_bytes: int
     call_ms: int
     reasons: tuple[str, ...]
+    smallest_bytes: int = SMALLEST_CALL_BYTES
     order: str = "address"
     expected_seconds: float = 0.0
     expected_gbps: float = 0.0
@@ -63,6 +65,7 @@ class Plan:
             "cpus": list(self.cpus),
             "mode": " | ".join(flag.name or "" for flag in self.mode),
             "batch_bytes": self.batch_bytes,
+            "smallest_bytes": self.smallest_bytes,
             "call_ms": self.call_ms,
             "order": self.order,
             "expected_seconds": self.expected_seconds,
@@ -93,6 +96,7 @@ class Plan:
             cpus=tuple(cpus),
             mode=_mode(fields.text("mode")),
             batch_bytes=fields.integer("batch_bytes", 1, 1 << 60),
+            smallest_bytes=fields.integer("smallest_bytes", 1, 1 << 60),
             call_ms=fields.integer("call_ms", 0, 3_600_000),
             order=fields.choice("order", ORDERS),
             expected_seconds=fields.number("expected_seconds", 0.0, 1e12),
@@ -173,6 +177,9 @@ def make_plan(
         cpus = tuple(seats.cpus[i % len(seats.cpus)] for i in range(number))
         first = f"node {near}'s first, " if near >= 0 else ""
         reasons.append(f"CPUs {_listed(cpus)}: allowed ones, {first}one per cache and core first")
+    smallest = SMALLEST_CALL_BYTES
+    if number > 1:
+        smallest = smallest_piece(known.costs, seats, pages, number)
     expected = predict(known.costs, seats, pages, number, link_gbps=link)
     if count > 1:
         reasons.append(_held_up(expected))
@@ -186,6 +193,7 @@ def make_plan(
         cpus=cpus,
         mode=mode,
         batch_bytes=FIRST_BATCH_BYTES,
+        smallest_bytes=smallest,
         call_ms=CALL_MS,
         reasons=tuple(reasons),
         expected_seconds=expected.seconds,
@@ -225,8 +233,9 @@ def _auto(
 ) -> tuple[int, str]:
     if count <= 1:
         return 1, "1 thread: one page is no work for more" if count else "1 thread: no pages"
-    if sum(size * number for size, number in pages.items()) < 2 * THREAD_BYTES:
-        return 1, "1 thread: so little is done before another has woken up"
+    most = pieces(pages)
+    if most == 1 and not (insist and seats.cores > 1 and _bytes(pages) >= 2 * THREAD_BYTES):
+        return 1, "1 thread: so little is one call's work"
     quota = threads_within_quota()
     number = best_threads(known.costs, seats, pages, most=quota, link_gbps=link)
     if insist and number == 1 and seats.cores > 1:
@@ -235,9 +244,15 @@ def _auto(
         return number, f"{_threads(number)}: the cgroup has CPU time for no more (cpu.max)"
     if number == seats.cores:
         return number, f"{_threads(number)}: one for each core this process may use"
-    if number == count:
-        return number, f"{_threads(number)}: one for each page"
+    if number == most:
+        return number, f"{_threads(number)}: one for each piece of 2 MiB, or page"
+    if number == 1:
+        return number, "1 thread: the model expects less than a tenth of more"
     return number, f"{_threads(number)}: the model expects next to nothing of more"
+
+
+def _bytes(pages: Mapping[int, int]) -> int:
+    return sum(size * number for size, number in pages.items())
 
 
 _HOLDS_UP = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import pressure
 from .flags import MigrateMode
 from .locate import locate
+from .model import SMALLEST_CALL_BYTES
 from .nodes import check_node, check_sources, machine
 from .pages import extents_by_size
 from .plan import Plan, check_request, make_plan
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from .pressure import Pressure
     from .target import Movable
 
-_WORTH_A_LOOK = 1 << 20  # bytes, to look once who runs, and to look until that is sure
+# Bytes, to look once who runs, since less is one thread's work, and to look until that is sure.
+_WORTH_A_LOOK = 2 * SMALLEST_CALL_BYTES
 _WORTH_SOME = 16 << 20
 
 

@@ -99,6 +99,7 @@ static void call_move(struct input *input)
 		.target = (int32_t)any(input, 2), .flags = (uint32_t)any(input, 4) & 3,
 		.blocking = (uint32_t)any(input, 5), .threads = (uint32_t)any(input, 4),
 		.batch_bytes = any(input, 1 << 20), .batch_us = (uint32_t)any(input, 1000),
+		.smallest_bytes = any(input, 4 << 20),
 	};
 
 	move.statuses = byte(input) & 1 ? statuses : NULL;

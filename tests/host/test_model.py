@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,11 @@ from pageferry.model import (
     ENGINES,
     TERMS,
     WORTH,
+    WORTH_SEVERAL,
     Costs,
     best_threads,
     predict,
+    smallest_piece,
 )
 from pageferry.seats import Seats
 from pageferry.strict import Fields
@@ -62,9 +65,53 @@ def test_one_thread_by_hand() -> None:
 
 def test_two_threads_by_hand() -> None:
     found = predict(replace(PLAIN, serial=0.1, crosstalk=0.01), seats(1, 4), {PAGE: 10000}, 2)
-    assert found.terms["fixed"] == pytest.approx((8 * 100 + 11) * 1e-6)
-    assert found.terms["bookkeeping"] == pytest.approx(1e-2 * (1 + 0.1 + 0.02) / 2)
-    assert found.terms["copy"] == pytest.approx(10000 * PAGE / 8e9)
+    # One thread would take 20.2 ms, so that 20 MiB are worth 33 pieces of three calls' time each;
+    # but none is below 2 MiB, and ten of them are left over 5 to one thread.
+    calls = 1 + math.log2(10000 * PAGE / 2 / HUGE)
+    most = 10 * HUGE / (10000 * PAGE / 2)
+    assert found.terms["fixed"] == pytest.approx(((calls + 1) * 100 + 11) * 1e-6)
+    assert found.terms["bookkeeping"] == pytest.approx(1e-2 * (1 + 0.1 + 0.02) / 2 * most)
+    assert found.terms["copy"] == pytest.approx(10000 * PAGE / 8e9 * most)
+
+
+def test_dear_calls_make_large_pieces() -> None:
+    """12 MiB are 3072 pages of 1 µs each, and 3.1 ms of copying."""
+    for call_us, mib in ((0.0, 2), (100.0, 2), (500.0, 3), (600.0, 6), (1e6, 6)):
+        costs = replace(PLAIN, call_us=call_us)
+        assert smallest_piece(costs, seats(1, 2), {PAGE: 3072}, 2) == mib << 20
+    assert smallest_piece(PLAIN, seats(1, 2), {1 << 30: 4}, 2) == 1 << 30  # no less than a page
+    assert smallest_piece(PLAIN, seats(1, 2), {}, 2) == HUGE
+    free = replace(PLAIN, page_us=((PAGE, 0.0),), thread_gbps=1e4, call_us=0.0)
+    assert smallest_piece(free, seats(1, 2), {PAGE: 1 << 20}, 2) == -(-(4 << 30) // 2 // 48)
+
+
+def test_calls_queue_up_where_there_is_little_between_them() -> None:
+    """Eight threads with a call of 10 ms each cannot begin at once, nor go on at once."""
+    costs = replace(PLAIN, call_us=10_000.0, handover_us=0.0, handover_thread_us=0.0)
+    found = predict(costs, seats(8, 8), {PAGE: 8 * 512}, 8)  # a piece for each, 1.1 ms
+    assert found.terms["fixed"] == pytest.approx(8 * 10e-3)
+    slow = replace(costs, call_us=200.0)
+    found = predict(slow, seats(8, 8), {PAGE: 32 * 512}, 8)
+    busy = found.terms["bookkeeping"] + found.terms["copy"]
+    calls = 1 + math.log2(4)
+    assert busy / calls < 7 * 200e-6  # back before the seven others are through
+    expected = (calls + 7) * 200e-6 + (calls - 1) * (7 * 200e-6 - busy / calls)
+    assert found.terms["fixed"] == pytest.approx(expected)
+
+
+def test_one_thread_unless_several_are_clearly_faster() -> None:
+    where = seats(4, 4)
+    assert best_threads(PLAIN, where, {PAGE: 512 * 2 - 1}) == 1  # one piece: one call
+    assert predict(PLAIN, where, {PAGE: 1023}, 4) == predict(PLAIN, where, {PAGE: 1023}, 1)
+    assert best_threads(PLAIN, where, {PAGE: 1024}) == 2
+    for call_us, least in ((3000.0, 1), (100.0, 3)):
+        costs = replace(PLAIN, call_us=call_us)
+        assert best_threads(costs, where, {PAGE: 4096}) >= least
+    for call_us in range(100, 6000, 100):
+        costs = replace(PLAIN, call_us=float(call_us))
+        chosen = best_threads(costs, where, {PAGE: 4096})
+        one, took = (predict(costs, where, {PAGE: 4096}, n).seconds for n in (1, chosen))
+        assert chosen == 1 or took <= one * (1 - WORTH_SEVERAL) * (1 + WORTH)
 
 
 def test_caches_and_siblings_limit_the_copy() -> None:
@@ -158,9 +205,11 @@ def test_the_threads_that_are_chosen_are_nearly_the_best_of_those_tried(
     chosen = best_threads(costs, where, pages)
     assert 1 <= chosen <= len(where.cpus) and chosen <= max(sum(pages.values()), 1)
     took = predict(costs, where, pages, chosen).seconds
+    # One thread is given more: several must be clearly faster.
+    more = 1 / (1 - WORTH_SEVERAL) if chosen == 1 else 1 + WORTH
     for threads in (1, 2, 3, 4):
         if threads <= min(len(where.cpus), sum(pages.values())):
-            assert took <= predict(costs, where, pages, threads).seconds * (1 + WORTH) * (1 + 1e-9)
+            assert took <= predict(costs, where, pages, threads).seconds * more * (1 + 1e-9)
 
 
 @given(_costs)

@@ -281,6 +281,8 @@ def test_a_plan_survives_json() -> None:
         ("mode", ""),
         ("batch_bytes", 0),
         ("batch_bytes", 1 << 61),
+        ("smallest_bytes", 0),
+        ("smallest_bytes", 1.5),
         ("call_ms", -1),
         ("call_ms", float("nan")),
         ("order", "random"),
