@@ -57,3 +57,10 @@ int mapping_at(uint64_t address, struct mapping *mapping)
 	close(fd);
 	return result;
 }
+
+uint64_t mapping_end(int maps, uint64_t address)
+{
+	struct mapping_query query = { .size = sizeof(query), .address = address };
+
+	return ioctl(maps, MAPPING_QUERY, &query) ? 0 : query.end;
+}

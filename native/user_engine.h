@@ -83,6 +83,7 @@ struct piece {
 struct lane {
 	int watch;		/* userfaultfd over the piece */
 	int side_watch;		/* ... over the side mapping, as UFFDIO_MOVE wants it */
+	int maps;		/* /proc/self/maps, or -1: see take_by_remap() */
 	uint32_t way;		/* enum pf_user_way */
 	uint32_t features;	/* PF_USER_HAS_* */
 	uint32_t slot;		/* in the table of user_own.c */

@@ -121,7 +121,7 @@ static int take_slot(struct lane *lane)
 		if (!__atomic_compare_exchange_n(&slots[i].stack, &none, TAKEN, false,
 						 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 			continue;
-		lane->watch = lane->side_watch = -1;
+		lane->watch = lane->side_watch = lane->maps = -1;
 		lane->slot = i;
 		/* Whoever looks at a slot that changes hands sees words of either, never half ones. */
 		__atomic_store_n(&slots[i].thread, thread, __ATOMIC_RELAXED);

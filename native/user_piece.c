@@ -17,11 +17,13 @@
  * given up; Python keeps a reference on the owner of the memory.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "calls.h"
+#include "mapping.h"
 #include "pool.h"
 #include "user_engine.h"
 #include "userfault.h"
@@ -76,6 +78,9 @@ int lane_open(struct lane *lane, uint32_t way, uint32_t features)
 			return error;
 		}
 	}
+	/* Without it a piece is not looked at first: see take_by_remap(). */
+	if (way != PF_USER_CHECKED)
+		lane->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	return 0;
 }
 
@@ -85,7 +90,9 @@ void lane_close(struct lane *lane)
 		close(lane->watch);
 	if (lane->side_watch >= 0)
 		close(lane->side_watch);
-	lane->watch = lane->side_watch = -1;
+	if (lane->maps >= 0)
+		close(lane->maps);
+	lane->watch = lane->side_watch = lane->maps = -1;
 }
 
 int map_apart(uint64_t bytes, uint64_t like, struct apart *apart)
@@ -224,14 +231,20 @@ static void take_by_move(struct lane *lane)
 
 /*
  * In two halves: the kernel takes the anon_vma from a mapping that loses all
- * its pages at once, and it could not be merged with its neighbours again.
+ * its pages at once, and it could not be merged with its neighbours again. Where
+ * a piece is in two mappings, half of it can be the whole of one: it is left.
  */
 static void take_by_remap(struct lane *lane)
 {
 	struct piece *piece = &lane->piece;
 	uint64_t half = piece->bytes / 2 & ~(lane->page - 1);
+	uint64_t mapped = lane->maps < 0 ? 0 : mapping_end(lane->maps, piece->address);
 	uint64_t offset = 0;
 
+	if (mapped && mapped < piece->address + piece->bytes) {
+		note_left(piece, 0, piece->bytes, EINVAL);
+		return;
+	}
 	if (half > HUGE_BYTES)
 		half -= (piece->address + half) % HUGE_BYTES;
 	while (offset < piece->bytes) {

@@ -626,8 +626,9 @@ struct pf_user {
  * -ENOSYS as pf_user_features(), -EOPNOTSUPP: the kernel lacks what the way
  * needs. `left` by errno: EBUSY pinned, shared or merged; EDEADLK the engine
  * itself runs on it; ENOMEM no room on the target, in such pages; EINVAL the
- * mapping is not private, anonymous and writable, or changed meanwhile; EMFILE,
- * ENFILE, EAGAIN: no descriptor for a userfaultfd, or too many threads at it.
+ * mapping is not private, anonymous and writable, or ends inside of a piece, or
+ * changed meanwhile; EMFILE, ENFILE, EAGAIN: no descriptor for a userfaultfd, or
+ * too many threads at it.
  *
  * page_shift 21 makes one huge page of each 2 MiB of base pages that lie so, are
  * all there, and all on the target: by MADV_COLLAPSE, which copies them there

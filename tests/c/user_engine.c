@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "mapping.h"
 #include "user_memory.h"
 
 enum { MOST_MIB = 24, MOST_PAGES = MOST_MIB << 8 };
@@ -369,6 +370,51 @@ static void pieces_of_one_page(uint32_t way)
 	CHECK(!munmap(memory, HUGE));
 }
 
+/* Of a structure without a size the kernel says EINVAL, where it can be asked. */
+static bool mappings_can_be_asked_for(void)
+{
+	struct mapping_query nothing = { .size = 0 };
+	int maps = open("/proc/self/maps", O_RDONLY);
+	int result = ioctl(maps, MAPPING_QUERY, &nothing);
+	int error = errno;
+
+	CHECK(result && !close(maps));
+	return error != ENOTTY;
+}
+
+/*
+ * Extents that are in two mappings, against the rule, are left. Half of a piece would be the whole
+ * of a mapping: without what those lose with their pages they would stay cut where the piece ended.
+ */
+static void borders_in_pieces(uint32_t way)
+{
+	unsigned char *memory = memory_new(HUGE, false);
+	struct pf_extent extents[] = {
+		extent_of(memory + 8 * PAGE, 8 * PAGE, false),
+		extent_of(memory + 40 * PAGE, 2 * PAGE, false),
+		extent_of(memory + 60 * PAGE, 9 * PAGE, false),
+	};
+	struct pf_user call;
+
+	fill(memory, HUGE, 8);
+	CHECK(!madvise(memory + 12 * PAGE, 20 * PAGE, MADV_DONTDUMP));
+	CHECK(!madvise(memory + 41 * PAGE, 10 * PAGE, MADV_DONTDUMP));
+	CHECK(!madvise(memory + 64 * PAGE, 10 * PAGE, MADV_DONTDUMP));
+	CHECK(mappings_in(memory, HUGE, NULL, 0) == 7);
+	for (int round = 0; round < 4; round++) {
+		call = user_call(nodes[round % n_nodes], way, 2, extents, 3, left);
+		if (round > 1 && way_works(way, true))
+			call.flags |= PF_USER_NO_FILL;
+		CHECK(pf_user_run(&call) == 0);
+		check_fill(memory, HUGE, 8);
+		if (!mappings_can_be_asked_for())
+			continue;
+		CHECK(call.progress.left[EINVAL] + call.progress.bytes_already == 19 * PAGE);
+		CHECK(mappings_in(memory, HUGE, NULL, 0) == 7);
+	}
+	CHECK(!munmap(memory, HUGE));
+}
+
 static void bad_calls(void)
 {
 	struct pf_user call = user_call(0, 4, 1, NULL, 0, left);
@@ -426,6 +472,7 @@ int main(int argc, char **argv)
 				the_call_itself(way);
 				if (way_works(way, true))
 					pieces_of_one_page(way);
+				borders_in_pieces(way);
 			}
 		}
 	}
