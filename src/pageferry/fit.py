@@ -29,7 +29,10 @@ _Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measured:
-    """A move that was measured: what, by how many threads where, and the seconds it took."""
+    """A move that was measured: what, by how many threads where, and the seconds it took.
+
+    ``engine``, ``handovers`` and ``smallest`` as ``predict`` takes them.
+    """
 
     pages: Mapping[int, int]
     threads: int
@@ -37,6 +40,7 @@ class Measured:
     seats: Seats
     engine: str = "kernel"
     handovers: int | None = None
+    smallest: int | None = None
 
     def predicted(self, costs: Costs) -> float:
         """Return the seconds that the model expects of it."""
@@ -47,6 +51,7 @@ class Measured:
             self.threads,
             engine=self.engine,
             handovers=self.handovers,
+            smallest=self.smallest,
         ).seconds
 
 

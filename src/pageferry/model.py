@@ -202,12 +202,14 @@ def predict(
     link_gbps: float | None = None,
     engine: str = "kernel",
     handovers: int | None = None,
+    smallest: int | None = None,
 ) -> Prediction:
     """Predict the move of ``pages`` (page size in bytes to number) by ``threads`` on ``seats``.
 
     ``link_gbps`` is that of the two nodes, where it is known. ``handovers``, for the engines that
     split the copying: how often work is handed to the threads; once for a page by default, or once
-    for 2 MiB with ``split-batch``. More threads than seats gain nothing. Raises ``ValueError``
+    for 2 MiB with ``split-batch``. ``smallest``: the smallest piece in bytes, if not what
+    ``smallest_piece`` says. More threads than seats gain nothing. Raises ``ValueError``
     for fewer than one thread, and for an engine that there is not.
     """
     if threads < 1:
@@ -228,6 +230,9 @@ def predict(
         piece, most = size, 1.0
         if threads > 1:
             piece = _piece(costs, size, count, threads, book + size / copying[0])
+            if smallest is not None:
+                least = max(_smallest(size, count), size // (SMALLEST_CALL_SHARE * threads))
+                piece = max(smallest, least)
             most = _most(size, piece, threads)
         book *= _contention(costs, threads) / cores[seat] * most
         copy *= most

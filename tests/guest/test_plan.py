@@ -17,7 +17,8 @@ from command import run
 from placement import HUGE, PAGE, Memory
 
 from pageferry import MigrateMode, Plan, move, plan_move
-from pageferry.calibration import current, load
+from pageferry.bench.own_check import check_here
+from pageferry.calibration import Calibration, current, load
 from pageferry.calibration import path as calibration_path
 
 SIZE = 16 << 20
@@ -121,3 +122,20 @@ def test_calibrate_measures_this_machine() -> None:
     found = json.loads(predicted.stdout)
     assert found["about"].startswith("calibrated 20")
     assert found["seconds"] == pytest.approx(plan.expected_seconds)
+
+
+def test_moves_are_compared_with_what_plans_expect() -> None:
+    found = check_here(repeats=1, sizes=(1 << 20, SIZE), known=Calibration())
+    cases = {(row["page_size"], row["pages"], row["threads"]): row for row in found["rows"]}
+    # Of 1 MiB no THP is made, and of what is one piece two threads make one.
+    assert {case for case in cases if case[0] == PAGE} == {
+        (PAGE, size // PAGE, threads) for size in (1 << 20, SIZE) for threads in (1, 2)
+    }
+    for (page_size, pages, threads), row in cases.items():
+        assert page_size * pages in (1 << 20, SIZE) and len(row["samples"]) == 2
+        assert row["published"] == pytest.approx(page_size * pages / row["seconds"] / 1e9)
+        assert row["error"] == pytest.approx(row["predicted"] / row["published"] - 1)
+        plan = plan_move(Memory("base", SIZE, node=0).words, 1, threads=threads)
+        if page_size * pages == SIZE and page_size == PAGE:  # not calibrated, as the plan is
+            assert row["expected_seconds"] == pytest.approx(plan.expected_seconds)
+    assert found["summary"]["predicted"] == len(cases) and current().when == ""

@@ -15,7 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pageferry.bench.model_check import SOURCES, START, check_published, check_runs, fitted_costs
+from pageferry.bench.model_check import (
+    SOURCES,
+    START,
+    check_published,
+    check_runs,
+    fitted_costs,
+    summarized,
+)
 from pageferry.bench.model_report import plot as plot_check
 from pageferry.bench.model_report import print_table
 from pageferry.bench.published import published
@@ -25,6 +32,7 @@ from pageferry.errors import DescriptionError, NodeError, PageferryError
 from pageferry.fit import Measured, fit
 from pageferry.model import DEFAULT_COSTS, predict
 from pageferry.sweep import plot, sweep, thread_numbers
+from pageferry.topology import topology
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "pageferry", "predict"]
@@ -283,6 +291,35 @@ def test_own_runs_are_predicted_from_those_by_one_thread(tmp_path: Path) -> None
         print_table(figures, console(file))
     assert "Not modelled: migratepages" in (tmp_path / "table").read_text()
     plot_check(figures, tmp_path / "check.png")
+
+
+def test_moves_here_are_shown_beside_the_rest(tmp_path: Path) -> None:
+    """Their figures are made in the guests; see tests/guest/test_plan.py."""
+    row = {
+        "engine": "pageferry", "page_size": 4096, "pages": 256, "threads": 2, "seconds": 0.002,
+        "expected_seconds": 0.001, "published": 0.5, "predicted": 1.0, "error": 1.0,
+        "fitted": False, "left_out": None,
+    }  # fmt: skip
+    own = {
+        "source": "moves here", "machine": "a guest", "free": [], "rows": [row],
+        "costs": DEFAULT_COSTS.as_dict(), "summary": summarized([row]),
+    }  # fmt: skip
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"experiment": "model", **check_published(), "own": own}))
+    done = run_model("--from-json", file, "--plot", tmp_path / "own.png")
+    assert done.returncode == 0, done.stderr
+    assert "moves here: a guest" in done.stdout
+    assert "1 predicted: median error 100.0%, worst 100.0%" in done.stdout
+    assert (tmp_path / "own.png").read_bytes().startswith(b"\x89PNG")
+    if len(topology().target_nodes) < 2:
+        refused = run_model("--own", "--lab", "never")
+        assert refused.returncode == 2 and "moves need two nodes" in refused.stderr
+    assert run_model("--own", "--repeats", 0).returncode == 2
+
+
+def run_model(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pageferry", "bench", "model", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_own_runs_are_predicted_from_a_calibration(tmp_path: Path) -> None:

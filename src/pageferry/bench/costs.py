@@ -28,9 +28,10 @@ from ..errors import PageferryError
 from ..fit import Measured, fit
 from ..flags import MPOL_MF_MOVE
 from ..migrate import move
-from ..model import DEFAULT_COSTS, Costs, best_threads
+from ..model import DEFAULT_COSTS, Costs, best_threads, pieces
 from ..page_size import thp_available
 from ..pages import PAGE_SIZE
+from ..report import MoveResult
 from ..seats import seats_near
 from ..survey import thp_shift
 from ..sweep import thread_numbers
@@ -39,6 +40,8 @@ from ..topology import Topology, topology
 Say = Callable[[str], None]
 #: Bytes of each kind of page that one sample moves.
 BASE_BYTES, HUGE_BYTES = 64 << 20, 128 << 20
+#: And of what calls and threads cost beside that.
+SMALL_BYTES, MIDDLE_BYTES = 1 << 20, 8 << 20
 #: No sample begins later, so that the whole stays under a minute.
 SECONDS_MOST = 40.0
 _CALLS = 50
@@ -80,7 +83,7 @@ def measure(*, repeats: int = 5, say: Say = lambda text: None) -> Calibration:
 def _part(pair: Sequence[int]) -> int:
     """Return by what to divide the memory that is moved: more than 1 on a slow machine."""
     array = empty(_PROBE_BYTES, np.uint8, node=pair[0], page_size="4K")
-    took = min(_moved(array, node, 1) for node in (pair[1], pair[0]) * 2)
+    took = min(moved(array, node, threads=1).seconds for node in (pair[1], pair[0]) * 2)
     slower = took * BASE_BYTES / _PROBE_BYTES / _SAMPLE_SECONDS
     return 1 << min(max(int(slower).bit_length() - 1, 0), 3)
 
@@ -94,29 +97,44 @@ def _fitted(
     deadline: float,
     say: Say,
 ) -> tuple[Costs, tuple[str, ...]]:
-    """Move by 1, 2, 4 … threads, there and back in turn, and fit the costs to the fastest."""
+    """Move by 1, 2, 4 … threads, there and back in turn, and fit the costs to the fastest.
+
+    Small moves are among them: what a call takes depends on what the kernel's lists have, so calls
+    of one page in a row may take far less than the call of a move.
+    """
     seats = seats_near(here, os.sched_getaffinity(0), pair[1])
     numbers = thread_numbers(seats.cores, len(seats.cpus))
-    cases = [(page_size, threads) for page_size in arrays for threads in numbers]
-    seconds: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
+    cases = [
+        (page_size, size, threads)
+        for page_size, array in arrays.items()
+        for size in sorted({max(SMALL_BYTES, page_size), MIDDLE_BYTES, array.nbytes})
+        for threads in numbers
+        if threads <= pieces({page_size: size // page_size})
+    ]
+    seconds: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
+    smallest: dict[tuple[int, int, int], int] = {}  # as the costs known so far have it
     for repeat in range(-1, repeats):
         say(f"moving: {'warm-up' if repeat < 0 else f'{repeat + 1}/{repeats}'}")
-        for page_size, threads in cases:
-            took = [_moved(arrays[page_size], node, threads) for node in (pair[1], pair[0])]
+        for page_size, size, threads in cases:
+            part = arrays[page_size][:size]
+            both = [moved(part, node, threads=threads) for node in (pair[1], pair[0])]
+            smallest[page_size, size, threads] = both[0].plan.smallest_bytes
             if repeat >= 0:
-                seconds[page_size, threads].append(sum(took) / 2)
+                took = sum(result.seconds for result in both) / 2
+                seconds[page_size, size, threads].append(took)
         if repeat >= 0 and time.monotonic() > deadline:
             break
     measured = [
         Measured(
-            {page_size: arrays[page_size].nbytes // page_size},
-            threads,
-            min(seconds[page_size, threads]),  # other work only makes a move slower
+            {case[0]: case[1] // case[0]},
+            case[2],
+            min(seconds[case]),  # other work only makes a move slower
             seats,
+            smallest=smallest[case],
         )
-        for page_size, threads in cases
+        for case in cases
     ]
-    free = [*(f"page_us.{size}" for size in arrays), "thread_gbps"]
+    free = ["call_us", *(f"page_us.{size}" for size in arrays), "thread_gbps"]
     if seats.cores > 1:
         free += ["serial", "handover_us"]
     if seats.cores > 3:
@@ -124,7 +142,7 @@ def _fitted(
     if seats.cores < len(seats.cpus):
         start, free = replace(start, smt_gain=0.1), [*free, "smt_gain"]
     names = dict.fromkeys(name.partition(".")[0] for name in free)
-    return _scaled(fit(measured, start, free), arrays), ("call_us", *names)
+    return _scaled(fit(measured, start, free), arrays), tuple(names)
 
 
 def _scaled(costs: Costs, measured: Collection[int]) -> Costs:
@@ -134,16 +152,16 @@ def _scaled(costs: Costs, measured: Collection[int]) -> Costs:
     return replace(costs, page_us=tuple(pages))
 
 
-def _moved(array: _Bytes, node: int, threads: int) -> float:
-    """Move ``array`` and return the seconds. Raises ``PageferryError`` if it did not all move."""
-    result = move(array, node, threads=threads)
+def moved(array: _Bytes, node: int, **how: Any) -> MoveResult:
+    """Move ``array`` by ``move``. Raises ``PageferryError`` if it did not all move."""
+    result = move(array, node, **how)
     if result.bytes_moved != array.nbytes:
         raise PageferryError(
             result.stopped or 5,
             f"only {result.bytes_moved} of {array.nbytes} bytes moved to node {node}",
             "is NUMA balancing on (kernel.numa_balancing), or the node full?",
         )
-    return result.seconds
+    return result
 
 
 def _side(
@@ -165,10 +183,11 @@ def _side(
         sums: dict[str, list[float]] = {side: [] for side in took}
         for _ in range(repeats):
             for side, (there, back) in (("target", (1, 0)), ("source", (0, 1))):
-                with _only(cpus[there]):
-                    first = _moved(array, pair[1], len(cpus[there]))
-                with _only(cpus[back]):
-                    sums[side].append(first + _moved(array, pair[0], len(cpus[back])))
+                both = 0.0
+                for near, node in ((there, pair[1]), (back, pair[0])):
+                    with _only(cpus[near]):
+                        both += moved(array, node, threads=len(cpus[near])).seconds
+                sums[side].append(both)
             if time.monotonic() > deadline:
                 break
         for side, values in sums.items():
@@ -208,8 +227,10 @@ def _links(
         seconds = []
         for _ in range(3):
             move(array, source, threads=threads)
-            seconds.append(_moved(array, target, threads))
-        took = Measured(pages, threads, min(seconds), seats)
+            result = moved(array, target, threads=threads)
+            seconds.append(result.seconds)
+        smallest = result.plan.smallest_bytes
+        took = Measured(pages, threads, min(seconds), seats, smallest=smallest)
         # Where the threads were the limit, the move tells nothing about the link.
         if took.seconds > took.predicted(replace(costs, link_gbps=1e5)) * _CLEARLY:
             found.append((source, target, fit([took], costs, ["link_gbps"]).link_gbps))

@@ -63,7 +63,7 @@ def check_published() -> dict[str, Any]:
         "experiment": EXPERIMENT,
         "sources": sources,
         "rows": len(published()),
-        "summary": _summary([row for source in sources for row in source["rows"]]),
+        "summary": summarized([row for source in sources for row in source["rows"]]),
     }
 
 
@@ -113,7 +113,7 @@ def _check_source(name: str, source: Source) -> dict[str, Any]:
         "free": list(source.free),
         "costs": costs.as_dict(),
         "rows": rows,
-        "summary": _summary(rows),
+        "summary": summarized(rows),
     }
 
 
@@ -163,7 +163,7 @@ def check_runs(figures: Mapping[str, Any], costs: Costs | None = None) -> dict[s
         "free": list(free),
         "costs": costs.as_dict(),
         "rows": rows,
-        "summary": _summary([row for row in rows if row["left_out"] is None]),
+        "summary": summarized([row for row in rows if row["left_out"] is None]),
     }
 
 
@@ -192,7 +192,7 @@ def _measured(row: Row, source: Source, seats: Seats) -> Measured:
     )
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarized(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the median and the worst error of the rows that were not fitted."""
     errors = [abs(row["error"]) for row in rows if not row["fitted"]]
     return {

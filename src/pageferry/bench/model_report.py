@@ -25,9 +25,10 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         f"{whole['predicted']} predicted, median error {whole['median_error']:.1%}, worst "
         f"{whole['worst_error']:.1%}."
     )
-    if "runs" in figures:
-        out.print()
-        _print_source(figures["runs"], out)
+    for name in ("runs", "own"):
+        if name in figures:
+            out.print()
+            _print_source(figures[name], out)
 
 
 def _print_source(source: dict[str, Any], out: Console) -> None:
@@ -49,7 +50,7 @@ def _print_source(source: dict[str, Any], out: Console) -> None:
             f"{row['published']:.3f}",
             f"{row['predicted']:.3f}",
             "fitted" if row["fitted"] else f"{row['error']:+.1%}",
-            row["dominant"],
+            row.get("dominant", ""),
         )
     out.print(table)
     for text in left_out:
@@ -91,8 +92,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 6.4))
-    sources = [*figures["sources"], *([figures["runs"]] if "runs" in figures else [])]
-    colours = ("#1769aa", "#c0392b", "#2e8b57", "#8a5fbf")
+    sources = [*figures["sources"], *(figures[name] for name in ("runs", "own") if name in figures)]
+    colours = ("#1769aa", "#c0392b", "#2e8b57", "#8a5fbf", "#e08a1e")
     for source, colour in zip(sources, colours, strict=False):
         for fitted in (False, True):
             rows = [

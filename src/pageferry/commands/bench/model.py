@@ -11,10 +11,21 @@ from typing import Any
 
 from ...bench.model_check import check_published, check_runs
 from ...bench.model_report import plot, print_table
+from ...bench.own_check import REPEATS, check_here
 from ...errors import DescriptionError, PageferryError
 from ...model import Costs
 from ...strict import Fields
-from .experiment import add_output, earlier, show
+from .experiment import (
+    add_lab,
+    add_output,
+    check_output,
+    count,
+    earlier,
+    in_guest,
+    say,
+    show,
+    wants_guest,
+)
 
 
 def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
@@ -23,7 +34,9 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         "model",
         help="the cost model against every published figure",
         description="Fit the cost model to a stated few rows of each source of published "
-        "throughput, predict all other rows, and show both side by side. Runs nothing.",
+        "throughput, predict all other rows, and show both side by side. Runs nothing, but with "
+        "--own: that calibrates this machine, or the lab guest, and compares moves of other sizes "
+        "with what plans then expect.",
     )
     parser.add_argument(
         "--runs",
@@ -37,6 +50,13 @@ def add_parser(experiments: argparse._SubParsersAction[Any]) -> None:
         metavar="FILE",
         help="with --runs: what pageferry calibrate --json printed there, instead of fitting",
     )
+    parser.add_argument(
+        "--own", action="store_true", help="calibrate, move, and compare with what plans expect"
+    )
+    parser.add_argument(
+        "--repeats", type=count, default=REPEATS, help="with --own (default: %(default)s)"
+    )
+    add_lab(parser)
     add_output(parser)
     parser.set_defaults(run=_run)
 
@@ -54,10 +74,17 @@ def _costs(path: Path) -> Costs:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_output(args)
     if args.from_json:
         figures = earlier(args.from_json, "model")
     else:
         figures = check_published()
+        if args.own and wants_guest(args):
+            there = in_guest(args, ["--own", "--repeats", str(args.repeats)])
+            figures["own"] = {**there["own"], "machine": there["machine"]}
+        elif args.own:
+            figures["own"] = check_here(repeats=args.repeats, say=say)
+            figures["machine"] = figures["own"]["machine"]
         if args.runs:
             costs = _costs(args.costs) if args.costs else None
             figures["runs"] = check_runs(earlier(args.runs, "series"), costs)
