@@ -41,16 +41,18 @@ class PageArray:
         self.bytes = pages * page_size
         if page_size not in (mmap.PAGESIZE, HUGE):
             with _only_folios_of(page_size) as given:
-                self._map_and_fill()
-            # Or khugepaged would make huge pages of them.
-            self._map.madvise(mmap.MADV_NOHUGEPAGE)
-            kind, got = f"{page_size >> 10} KiB", given() * page_size
+                area = self._map_area()
+                area[::page_size] = 0  # what filling needs besides may get such folios, too
+                kind, got = f"{page_size >> 10} KiB", given() * page_size
+                # Or khugepaged, which wakes up when the setting changes back, makes THPs of them.
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)
+            self._fill(area)
         else:
             kind = "base" if page_size == mmap.PAGESIZE else "hugetlb" if hugetlb else "thp"
             if hugetlb:
                 self._map_of_the_pool()
             else:
-                self._map_and_fill()
+                self._fill(self._map_area())
             got = locate(self.words).by_kind(kind)
         if got < self.bytes:
             raise MemoryError(
@@ -68,13 +70,13 @@ class PageArray:
             ) from None
         self._fill(np.frombuffer(self._map, np.uint8))
 
-    def _map_and_fill(self) -> None:
+    def _map_area(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         base = self.page_size == mmap.PAGESIZE
         self._map = mmap.mmap(-1, self.bytes + (0 if base else HUGE), flags=_PRIVATE)
         whole = np.frombuffer(self._map, np.uint8)
         skip = 0 if base else -whole.ctypes.data % HUGE
         self._map.madvise(mmap.MADV_NOHUGEPAGE if base else mmap.MADV_HUGEPAGE)
-        self._fill(whole[skip : skip + self.bytes])
+        return whole[skip : skip + self.bytes]
 
     def _fill(self, area: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         self.words = area.view(np.uint64)
