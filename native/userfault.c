@@ -116,8 +116,7 @@ int userfault_protect(int fd, uint64_t start, uint64_t bytes, bool on)
  * what. EAGAIN without means that another thread is changing the mapping, and
  * waits for its message to be read.
  */
-static uint64_t move(int fd, uint64_t target, uint64_t source, uint64_t bytes, uint64_t mode,
-		     int *error)
+uint64_t userfault_move(int fd, uint64_t target, uint64_t source, uint64_t bytes, int *error)
 {
 	uint64_t done = 0;
 
@@ -125,7 +124,6 @@ static uint64_t move(int fd, uint64_t target, uint64_t source, uint64_t bytes, u
 	while (done < bytes) {
 		struct uffdio_move request = {
 			.dst = target + done, .src = source + done, .len = bytes - done,
-			.mode = mode,
 		};
 
 		if (!ioctl(fd, UFFDIO_MOVE, &request))
@@ -140,11 +138,10 @@ static uint64_t move(int fd, uint64_t target, uint64_t source, uint64_t bytes, u
 	return done;
 }
 
-uint64_t userfault_move(int fd, uint64_t target, uint64_t source, uint64_t bytes, int *error)
-{
-	return move(fd, target, source, bytes, 0, error);
-}
-
+/*
+ * Not by UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: Linux 6.18 keeps an EAGAIN that it has met
+ * inside, takes each later step for another one, and goes round a hole for ever.
+ */
 void userfault_move_some(int fd, uint64_t target, uint64_t source, uint64_t bytes, uint64_t page)
 {
 	uint64_t done = 0;
@@ -152,9 +149,8 @@ void userfault_move_some(int fd, uint64_t target, uint64_t source, uint64_t byte
 	while (done < bytes) {
 		int error;
 
-		done += move(fd, target + done, source + done, bytes - done,
-			     UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES, &error);
-		if (error == EBUSY || error == EEXIST)
+		done += userfault_move(fd, target + done, source + done, bytes - done, &error);
+		if (error == EBUSY || error == EEXIST || error == ENOENT)
 			done += page;
 		else if (error && error != EAGAIN)
 			return;

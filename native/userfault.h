@@ -23,7 +23,6 @@ struct uffdio_move {
 	__s64 move;
 };
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
-#define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (1 << 1)
 #endif
 
 #ifndef MREMAP_DONTUNMAP	/* Linux 5.7 */

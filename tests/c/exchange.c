@@ -5,9 +5,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -456,32 +454,6 @@ static void under_changes(void)
 	}
 }
 
-/*
- * On Linux 6.18 UFFDIO_MOVE was seen to go round in the kernel for ever, beside
- * an madvise() that waits for its event to be read. Nothing but the end of the
- * process ends that, so this part has one of its own.
- */
-static void under_changes_apart(void)
-{
-	int major = 0, minor = 0, status = 0;
-	struct utsname kernel;
-	pid_t child = fork();
-
-	CHECK(child >= 0);
-	if (!child) {
-		alarm(20 * SLOWER);
-		under_changes();
-		_exit(0);
-	}
-	CHECK(waitpid(child, &status, 0) == child);
-	if (WIFEXITED(status) && !WEXITSTATUS(status))
-		return;
-	CHECK(!uname(&kernel) && sscanf(kernel.release, "%d.%d", &major, &minor) == 2);
-	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM);
-	CHECK(major > 6 || (major == 6 && minor >= 18));
-	puts("exchange: UFFDIO_MOVE of this kernel did not come back");
-}
-
 int main(void)
 {
 	int64_t features = pf_user_features();
@@ -510,7 +482,7 @@ int main(void)
 	under_writers(false, false);
 	under_writers(true, false);
 	under_writers(false, true);
-	under_changes_apart();
+	under_changes();
 	pf_crew_stop();
 	printf("exchange: ok, %llu writes\n", (unsigned long long)atomic_load(&written));
 	return 0;
