@@ -20,7 +20,7 @@ from typing import Any
 
 from . import sysfs
 from .cache import cache_home, write_atomically
-from .model import BOUNDS, DEFAULT_COSTS, Costs
+from .model import BOUNDS, DEFAULT_COSTS, WORTH_SEVERAL, WORTH_SEVERAL_GUESSED, Costs
 from .nodes import machine
 from .strict import Fields, whole
 from .topology import Topology
@@ -50,6 +50,11 @@ class Calibration:
     measured: tuple[str, ...] = ()
     when: str = ""
     note: str = ""
+
+    @property
+    def worth(self) -> float:
+        """The share of the time that several threads must save: more where costs are guesses."""
+        return WORTH_SEVERAL if "page_us" in self.measured else WORTH_SEVERAL_GUESSED
 
     def link(self, source: int | None, target: int) -> float | None:
         """Return the GB/s between two nodes, None when they are not known."""

@@ -15,7 +15,7 @@ from typing import Any
 from .calibration import current
 from .errors import DescriptionError, NodeError, PageferryError
 from .flags import format_nodes, parse_size
-from .model import BOUNDS, Costs
+from .model import BOUNDS, WORTH_SEVERAL, Costs
 from .nodes import machine as this_topology
 from .seats import Seats, seats_near
 from .strict import Fields
@@ -39,7 +39,10 @@ class DescribedNode:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine as the cost model sees it. ``links`` are GB/s by (source node, target node)."""
+    """A machine as the cost model sees it. ``links`` are GB/s by (source node, target node).
+
+    ``worth``: what several threads have to save, see ``best_threads``.
+    """
 
     name: str
     nodes: tuple[DescribedNode, ...]
@@ -47,6 +50,7 @@ class Machine:
     links: Mapping[tuple[int, int], float] = field(default_factory=dict)
     about: str = ""
     cpus_near: str = "target"
+    worth: float = WORTH_SEVERAL
     topology: Topology | None = None
     """The real one, where the machine is this one."""
 
@@ -106,6 +110,7 @@ def this_machine() -> Machine:
         links={(source, target): gbps for source, target, gbps in known.links},
         about=". ".join(filter(None, (known.when and f"calibrated {known.when}", known.note))),
         cpus_near=known.cpus_near,
+        worth=known.worth,
         topology=here,
     )
 

@@ -64,6 +64,8 @@ WORTH = 0.03
 #: One thread is taken where several are not this much faster: what a model of few costs leaves out
 #: is more than that, and one thread is what a move would get without pageferry.
 WORTH_SEVERAL = 0.1
+#: The same where the costs are guesses.
+WORTH_SEVERAL_GUESSED = 0.15
 #: Where a number of threads is that much worse than a smaller one, none above it is tried.
 _WORSE = 1.1
 
@@ -254,12 +256,13 @@ def best_threads(
     *,
     most: int | None = None,
     link_gbps: float | None = None,
+    worth: float = WORTH_SEVERAL,
 ) -> int:
     """Return the number of threads for the kernel engine: no more than help.
 
     Of 1 to ``most`` (the seats, by default), the smallest number that is within ``WORTH`` of the
-    fastest, or one where that is not faster by ``WORTH_SEVERAL``. Fast enough to be asked before
-    every move.
+    fastest, or one where that does not save a share of ``worth`` of the time. Fast enough to be
+    asked before every move.
     """
     size = sum(page_size * count for page_size, count in pages.items())
     count = sum(pages.values())
@@ -282,7 +285,7 @@ def best_threads(
         times.append((n, seconds))
         if seconds < fastest:
             fastest = seconds
-    if fastest > times[0][1] * (1 - WORTH_SEVERAL):
+    if fastest > times[0][1] * (1 - worth):
         return 1
     enough = fastest * (1 + WORTH)
     return next(n for n, seconds in times if seconds <= enough)

@@ -237,7 +237,7 @@ def _auto(
     if most == 1 and not (insist and seats.cores > 1 and _bytes(pages) >= 2 * THREAD_BYTES):
         return 1, "1 thread: so little is one call's work"
     quota = threads_within_quota()
-    number = best_threads(known.costs, seats, pages, most=quota, link_gbps=link)
+    number = best_threads(known.costs, seats, pages, most=quota, link_gbps=link, worth=known.worth)
     if insist and number == 1 and seats.cores > 1:
         return 2, "2 threads: multi-threaded mode was asked for"
     if quota is not None and number == quota < seats.cores:
@@ -247,7 +247,7 @@ def _auto(
     if number == most:
         return number, f"{_threads(number)}: one for each piece of 2 MiB, or page"
     if number == 1:
-        return number, "1 thread: the model expects less than a tenth of more"
+        return number, "1 thread: the model expects too little of more"
     return number, f"{_threads(number)}: the model expects next to nothing of more"
 
 

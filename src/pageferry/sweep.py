@@ -58,7 +58,7 @@ def plot(
         # More threads than pages are as many as pages.
         numbers = range(1, min(len(seats.cpus), sum(pages.values())) + 1)
         found = [predict(machine.costs, seats, pages, n, link_gbps=link).gbps for n in numbers]
-        chosen = best_threads(machine.costs, seats, pages, link_gbps=link)
+        chosen = best_threads(machine.costs, seats, pages, link_gbps=link, worth=machine.worth)
         label = f"{words(page_size)}: a plan takes {chosen}, {found[chosen - 1]:.1f} GB/s"
         axes.plot(list(numbers), found, color=colour, label=label)
         axes.plot([chosen], [found[chosen - 1]], "o", color=colour)

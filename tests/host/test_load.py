@@ -123,6 +123,16 @@ def test_table() -> None:
     assert "81% (80%–81%)" not in text and "80% (80%–81%)" in text
 
 
+def test_others_that_never_ran_are_left_out(tmp_path: Path) -> None:
+    """What emulates a machine may have had no CPU for them."""
+    found = figures()
+    found["cells"][1] |= summary(TAKEN, [100.0, 0.0, 100.0])
+    stream = io.StringIO()
+    print_table(found, Console(file=stream, width=220, soft_wrap=True))
+    assert stream.getvalue().count("80% (80%–81%)") == 1
+    plot(found, tmp_path / "load.svg")
+
+
 def test_plot_and_earlier_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot(figures(), tmp_path / "load.svg")
     drawn = (tmp_path / "load.svg").read_text()
@@ -158,7 +168,7 @@ def test_one_node_is_not_enough() -> None:
 
 @pytest.mark.skipif(why_not("checked") is not None, reason="no user engine here")
 def test_one_node_is_enough_for_the_user_engine() -> None:
-    how = {**quick(), "sizes": (64 << 10, 1 << 20), "loads": ("idle",), "repeats": 1}
+    how = {**quick(), "sizes": (64 << 10, (1 << 20) - 5), "loads": ("idle",), "repeats": 1}
     figures = run_load(engine="user", **how)
     assert [cell["bytes"] for cell in figures["cells"]] == [64 << 10, 1 << 20]
     assert all(cell["ways"]["2"]["seconds"]["low"] > 0 for cell in figures["cells"])

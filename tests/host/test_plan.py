@@ -176,6 +176,22 @@ def test_multi_threaded_mode_takes_two_where_there_are_two_cores() -> None:
         assert plan.threads == threads and plan.mode == mode
 
 
+@pytest.mark.usefixtures("all_cpus")
+def test_guesses_have_to_promise_more_than_measured_costs() -> None:
+    costs = replace(CHEAP.costs, handover_us=0.0, handover_thread_us=0.0)
+    pages = {PAGE: 1024}
+    chosen = {}
+    for call_us in range(20, 1000, 20):
+        for measured in ((), ("page_us",)):
+            known = Calibration(replace(costs, call_us=float(call_us)), measured=measured)
+            assert known.worth == (0.1 if measured else 0.15)
+            plan = make_plan(sockets(cores=1, caches=1), 1, pages, calibration=known)
+            chosen[call_us, bool(measured)] = plan.threads
+    assert set(chosen.values()) == {1, 2}
+    differ = [us for us, measured in chosen if measured and chosen[us, False] < chosen[us, True]]
+    assert differ and all(chosen[us, False] <= chosen[us, True] for us, _ in chosen)
+
+
 def test_a_plan_says_why() -> None:
     plan = make_plan(machine(), 0, {PAGE: 100_000}, threads=2, calibration=Calibration())
     text = "\n".join(plan.reasons)

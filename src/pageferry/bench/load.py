@@ -74,11 +74,11 @@ def run_load(
     """Run the experiment between the first two nodes with memory; return figures ready for JSON.
 
     With ``engine="user"`` one node will do, whose pages get new places on it, and sizes begin at
-    64 KiB. Sizes that a node has no room for are left out, and named in ``left_out``. ``seconds``
-    is the least length of one sample by one thread. Raises ``NodeError`` (ENODEV) on a machine with
-    one node, ``NotPermittedError`` and ``UnsupportedError`` where there is no user engine,
-    ``MemoryError`` when the kernel gives no pages of ``page_size``, and ``AssertionError`` should
-    a byte be wrong afterwards.
+    64 KiB. Sizes are made whole pages. Those that a node has no room for are left out, and named in
+    ``left_out``. ``seconds`` is the least length of one sample by one thread. Raises ``NodeError``
+    (ENODEV) on a machine with one node, ``NotPermittedError`` and ``UnsupportedError`` where there
+    is no user engine, ``MemoryError`` when the kernel gives no pages of ``page_size``, and
+    ``AssertionError`` should a byte be wrong afterwards.
     """
     machine = topology()
     nodes = machine.target_nodes[:2]
@@ -95,7 +95,7 @@ def run_load(
             "run it in a guest: pageferry bench load --lab always",
         )
     cpus = len(machine.allowed_cpus)
-    wanted = sorted({max(size, smallest) for size in sizes})
+    wanted = sorted({-(-max(size, smallest) // page_size) * page_size for size in sizes})
     room = min(machine.free(node) for node in nodes) - _AIR
     fitting = tuple(size for size in wanted if size <= room)
     if not fitting:

@@ -43,10 +43,11 @@ def print_table(figures: dict[str, Any], out: Console) -> None:
         out.print(f"\n[bold]{_WORDS[load]}[/bold] ({cells[0]['busy']} busy processes)")
         headings = [*(_way(name) for name in ways), "auto/best", "auto/one", "all/one"]
         out.print(_table(headings, [_row(cell, ways) for cell in cells]))
-        if cells[0]["busy"]:
+        told = [cell for cell in cells if cell["ratios"]["others"]]  # not where these never ran
+        if told:
             shown = (ways[0], ways[-2], AUTO)
             headings = [f"others, {_way(name)}" for name in shown] + ["all/one", "auto/one"]
-            out.print(_table(headings, [_row_of_others(cell, shown) for cell in cells]))
+            out.print(_table(headings, [_row_of_others(cell, shown) for cell in told]))
     out.print()
     for target in figures["targets"]:
         at = target["worst_at"]
@@ -151,9 +152,10 @@ def plot(figures: dict[str, Any], path: Path) -> None:
                 "label": _way(name),
             }
             above.plot(sizes, [_gain(cell, name, ways[0]) for cell in cells], **style)
-            if cells[0]["busy"]:
-                speed = [cell["ways"][name]["others"]["median"] * 100 for cell in cells]
-                below.plot(sizes, speed, **style)
+            told = [cell for cell in cells if cell["ratios"]["others"]]
+            if told:
+                speed = [cell["ways"][name]["others"]["median"] * 100 for cell in told]
+                below.plot([cell["bytes"] for cell in told], speed, **style)
         above.axhline(1, color=canvas.FAINT, zorder=0)
         above.set_title(f"{_WORDS[load]}\n({cells[0]['busy']} processes)", fontsize=10)
         if not cells[0]["busy"]:

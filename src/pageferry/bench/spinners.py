@@ -11,7 +11,7 @@ from types import TracebackType
 
 _LINE = 8  # words between two counters: a cache line
 _TURNS = 500  # between two looks
-_LONGEST = 900  # seconds; nobody spins for ever
+_LONGEST = 4 * 3600  # seconds; nobody spins for ever
 
 
 class Spinners:

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     link = machine.link(args.source, args.target)
     threads = args.threads
     if threads == "auto":
-        threads = best_threads(machine.costs, seats, pages, link_gbps=link)
+        threads = best_threads(machine.costs, seats, pages, link_gbps=link, worth=machine.worth)
     found = predict(machine.costs, seats, pages, threads, link_gbps=link, engine=args.engine)
     swept = None
     if args.sweep:
