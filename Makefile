@@ -12,7 +12,7 @@ SOURCES := $(shell find src native -type f -not -name '*.pyc') pyproject.toml me
 .PHONY: ci-kernel test-patches demo test test-host test-guest test-arch test-sanitize build setup lab lint format wheel \
 	man docs clean help test-browser test-kernel soak-kernel test-stress test-tensors test-faults fuzz analyze \
 	test-trouble test-sanitize-python soak soak-here coverage release-check \
-	test-numactl test-debian13
+	test-numactl test-criu test-debian13
 
 help:
 	@echo "make demo    the 2017 series' experiment on real memory, table and plot"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-arch      the C core for aarch64 and ppc64le, under QEMU"
 	@echo "make test-stress    a thousand million increments in memory that moves, here and in a guest"
 	@echo "make test-numactl   numactl's own test programs under pageferry run, in a guest"
+	@echo "make test-criu      a process that has moved its memory, checkpointed and restored by CRIU"
 	@echo "make test-tensors   tensors and columns of PyTorch, JAX and pyarrow as targets (6 GB)"
 	@echo "make test-faults    every call that can fail made to fail, at every place, in every way"
 	@echo "make test-trouble   processes killed, stopped, out of memory, never still, while they move"
@@ -93,6 +94,10 @@ test-stress: build lab
 test-numactl: build lab
 	scripts/install libnuma-dev dpkg-dev
 	$(BIN)/python scripts/test_numactl.py
+
+test-criu: build lab
+	scripts/install criu
+	$(BIN)/python scripts/test_criu.py
 
 # Their own environment: together 6 GB, most of it PyTorch's.
 test-tensors: build
