@@ -244,11 +244,16 @@ static int prepare(struct moving *moving, uint32_t threads)
 {
 	struct pf_move *move = moving->move;
 	size_t slots = threads * sizeof(*moving->pace.slots);
+	uint64_t smallest;
 
 	if (cursor_init(&moving->cursor, move->extents, move->n_extents, threads))
 		return -ENOBUFS;
-	if (moving->cursor.smallest < move->smallest_bytes)
-		moving->cursor.smallest = move->smallest_bytes;
+	/* The plan may be of another size: not more than a worker's share. */
+	smallest = moving->cursor.bytes / threads;
+	if (smallest > move->smallest_bytes)
+		smallest = move->smallest_bytes;
+	if (moving->cursor.smallest < smallest)
+		moving->cursor.smallest = smallest;
 	moving->capacity = batch_capacity(moving->cursor.pages, threads);
 	moving->memory = malloc(slots + threads * lists_room(moving->capacity));
 	if (!moving->memory) {

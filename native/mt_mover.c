@@ -22,6 +22,8 @@ enum {
 #define LONGEST_STEP (1ull << 40)
 #define BLOCK_MASK ((1ull << BLOCK_SHIFT) - 1)
 
+_Static_assert(LARGEST_PIECE + BLOCK_MASK < PAGES * 4096ull, "a piece of base pages has room");
+
 /* What a worker needs for a piece. */
 struct room {
 	struct pf_extent extents[EXTENTS];
@@ -49,6 +51,11 @@ static void add(uint64_t *counter, uint64_t count)
 static void set(uint32_t *flag)
 {
 	__atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
+
+static bool goes_on(const struct moving *moving)
+{
+	return !__atomic_load_n(&moving->stop, __ATOMIC_RELAXED) && crew_go_on();
 }
 
 /* The first range that ends behind an address, or n_ranges. */
@@ -101,8 +108,7 @@ static bool claim_part(struct moving *moving, uint64_t bytes, struct mt_range *p
 
 /*
  * A part had nothing in it: look ahead for the next page, further each time, as
- * mappings of terabytes are mostly empty. What is empty nobody else looks through;
- * where something is, it is left to be claimed.
+ * mappings of terabytes are mostly empty. Where something is, it is left to be claimed.
  */
 static void skip_empty(struct moving *moving, struct room *room, uint64_t step)
 {
@@ -110,7 +116,7 @@ static void skip_empty(struct moving *moving, struct room *room, uint64_t step)
 	uint64_t at = __atomic_load_n(&moving->next, __ATOMIC_RELAXED);
 	struct mt_range part;
 
-	while (part_from(mover, at, step, &part)) {
+	while (goes_on(moving) && part_from(mover, at, step, &part)) {
 		struct pf_survey survey = mt_survey(mover->pid, mover->pagemap, part.start,
 						    part.end);
 		int64_t n = mt_survey_next(&survey, room->extents, EXTENTS);
@@ -169,10 +175,10 @@ static uint64_t next_size(const struct moving *moving, bool first)
 
 	if (listed < moving->bytes)
 		piece = (moving->bytes - listed) / (2 * moving->mover->mt->threads);
-	if (piece > LARGEST_PIECE)
-		piece = LARGEST_PIECE;
 	if (piece < moving->smallest)
 		piece = moving->smallest;
+	if (piece > LARGEST_PIECE)	/* of hundreds of gigabytes the smallest is more */
+		piece = LARGEST_PIECE;
 	return first ? FIRST_PIECE : piece & ~BLOCK_MASK;
 }
 
@@ -183,7 +189,7 @@ static uint64_t list_piece(struct moving *moving, struct room *room, bool first)
 	uint64_t count = 0, bytes = 0;
 	struct mt_range part;
 
-	while (bytes < piece && claim_part(moving, piece - bytes, &part)) {
+	while (bytes < piece && goes_on(moving) && claim_part(moving, piece - bytes, &part)) {
 		uint64_t before = count;
 
 		if (!list_part(moving->mover, room, &part, &count, &bytes)) {
@@ -256,7 +262,7 @@ static void move_work(void *arg, uint32_t worker)
 	struct room *room = &moving->rooms[worker];
 	bool first = worker > 0;
 
-	while (!__atomic_load_n(&moving->stop, __ATOMIC_RELAXED) && crew_go_on()) {
+	while (goes_on(moving)) {
 		uint64_t count = list_piece(moving, room, first);
 
 		first = false;

@@ -136,6 +136,8 @@ def compare() -> list[str]:
             f"{plain['program']:22}{plain['code']:>9}{flag['code']:>11}{always['code']:>13}"
             f"{always['taken']:>5}"
         )
+        if plain["code"]:
+            wrong.append(f"{plain['program']}, without pageferry: {plain['output'][-200:]}")
         for way, other in ("flag", flag), ("always", always):
             if said := difference(plain, other):
                 wrong.append(f"{plain['program']}, --mt {way}: {said}")

@@ -295,14 +295,19 @@ def smallest_piece(costs: Costs, seats: Seats, pages: Mapping[int, int], threads
     """Return the least that one of ``threads`` should take at a time, in bytes.
 
     So much that moving it takes ``CALL_WORTH`` times what a call does, but not more than there is
-    for each thread; a whole number of pieces for each.
+    for each thread; a whole number of pieces for each. Where that is as little as the core takes
+    anyway, the least that there is.
     """
     size = sum(page_size * count for page_size, count in pages.items())
     if not size:
         return SMALLEST_CALL_BYTES
     book = sum(n * costs.page(page_size) for page_size, n in pages.items()) / 1e6
     alone = book + size / _scaling(costs, seats)[1][0]
-    return _piece(costs, size, sum(pages.values()), threads, alone)
+    piece = _piece(costs, size, sum(pages.values()), threads, alone)
+    # The core goes no lower than that share by itself, of what it is given to move at a time.
+    if piece <= math.ceil(size / threads / SMALLEST_CALL_SHARE):
+        return SMALLEST_CALL_BYTES
+    return piece
 
 
 def pieces(pages: Mapping[int, int]) -> int:

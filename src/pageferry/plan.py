@@ -96,7 +96,7 @@ class Plan:
             cpus=tuple(cpus),
             mode=_mode(fields.text("mode")),
             batch_bytes=fields.integer("batch_bytes", 1, 1 << 60),
-            smallest_bytes=fields.integer("smallest_bytes", 1, 1 << 60),
+            smallest_bytes=fields.integer("smallest_bytes", 1, 1 << 60, SMALLEST_CALL_BYTES),
             call_ms=fields.integer("call_ms", 0, 3_600_000),
             order=fields.choice("order", ORDERS),
             expected_seconds=fields.number("expected_seconds", 0.0, 1e12),

@@ -75,8 +75,10 @@ static uint64_t present(char *arena)
 	survey.pagemap_fd = fileno(pagemap);
 	while (survey.start < survey.end) {
 		n = pf_survey_next(&survey, extents, 4096);
-		if (n < 0)	/* Linux before 6.7 */
+		if (n < 0) {	/* Linux before 6.7 */
+			CHECK(survey.method == PF_SURVEY_SCAN);
 			survey.method = PF_SURVEY_PAGEMAP;
+		}
 		for (i = 0; i < n; i++)
 			pages += extents[i].pages;
 	}

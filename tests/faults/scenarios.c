@@ -254,7 +254,8 @@ long migrate_pages(long pid, long maxnode, long from, long to);
 void scenarios_begin(void)
 {
 	static const char *stats = "/dev/shm/pageferry-faults-stats";
-	int fd = open(stats, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	/* Not truncated: another scenario may run beside this one, and has it mapped. */
+	int fd = open(stats, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	if (fd >= 0 && !ftruncate(fd, 1 << PAGE_SHIFT))
 		preload_settings.stats = stats;

@@ -64,12 +64,15 @@ def test_shares_shrink_to_what_the_plan_says() -> None:
     """Of two threads one begins with 8 MiB, the other with 2; the rest is one piece."""
     memory = Memory("base", SIZE, node=0)
     own = Plan("kernel", 2, (), MigrateMode.SYNC, SIZE, 0, ("mine",), smallest_bytes=SIZE // 2)
-    dealt = {}
-    for node, plan in ((1, own), (0, replace(own, smallest_bytes=1))):
-        result = move(memory.words, node, plan=plan)
-        assert result.complete and result.bytes_moved == SIZE and result.plan == plan
-        dealt[node] = result.calls
-    assert dealt[1] <= 3 < dealt[0] or result.workers == 1
+    for _ in range(50):  # until the other thread had a CPU from the beginning to the end of both
+        dealt = {}
+        for node, plan in ((1, own), (0, replace(own, smallest_bytes=1))):
+            result = move(memory.words, node, plan=plan)
+            assert result.complete and result.bytes_moved == SIZE and result.plan == plan
+            dealt[node] = result.calls
+        if dealt[1] <= 3 < dealt[0]:
+            break
+    assert dealt[1] <= 3 < dealt[0]
     memory.check()
 
 
