@@ -5,19 +5,17 @@ Usage: guest_tests.py [NAME ...]. Exits with 1 if any guest's tests failed.
 """
 
 import os
-import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-GUEST_FAILED = 125  # what "pageferry lab run" ends with then
+import guest
+
 TIMEOUT = str(1800 + float(os.environ.get("PAGEFERRY_STRESS_SECONDS", "0")))  # seconds
 
 
 def main() -> int:
     """Run the guests one after the other; they would only slow each other down."""
-    with open(ROOT / "tests/guest/machines.toml", "rb") as file:
+    with open(guest.ROOT / "tests/guest/machines.toml", "rb") as file:
         machines = tomllib.load(file)["machine"]
     wanted = sys.argv[1:] or [machine["name"] for machine in machines if not machine.get("asked")]
     unknown = set(wanted) - {machine["name"] for machine in machines}
@@ -29,15 +27,8 @@ def main() -> int:
         if machine["name"] not in wanted:
             continue
         print(f"\n=== guest: {machine['name']} ({' '.join(machine['args'])}) ===", flush=True)
-        command = [
-            sys.executable, "-m", "pageferry", "lab", "run", "--timeout", TIMEOUT, *machine["args"],
-            "--", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *machine["tests"],
-        ]  # fmt: skip
-        code = subprocess.run(command, cwd=ROOT).returncode
-        if code == GUEST_FAILED:
-            print("--- the guest itself failed, not a test in it: once more", flush=True)
-            code = subprocess.run(command, cwd=ROOT).returncode
-        if code:
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *machine["tests"]]
+        if guest.run(["--timeout", TIMEOUT, *machine["args"]], pytest):
             failed.append(machine["name"])
     print(f"\nguest tests: {len(wanted)} machines, failed: {', '.join(failed) or 'none'}")
     return bool(failed)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+import guest
 import pageferry
 from pageferry import lab
 from pageferry.lab import kernel_package, packages
@@ -141,13 +142,8 @@ def main() -> int:
             here(Path(folder))
         return 0
     fetch_modules()
-    command = [
-        *(sys.executable, "-m", "pageferry", "lab", "run", "--topology", "two-node"),
-        *("--memory", "768M", "--cpus", "2", "--timeout", "300", "--"),
-        *(sys.executable, __file__, "--here"),
-    ]
-    code = subprocess.run(command, cwd=ROOT).returncode
-    return subprocess.run(command, cwd=ROOT).returncode if code == 125 else code
+    arguments = ["--topology", "two-node", "--memory", "768M", "--cpus", "2", "--timeout", "300"]
+    return guest.run(arguments, [sys.executable, __file__, "--here"])
 
 
 if __name__ == "__main__":

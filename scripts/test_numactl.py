@@ -19,11 +19,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypedDict
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build-tests-numactl"
-PAGEFERRY = (sys.executable, "-m", "pageferry")
+import guest
+
+BUILD = guest.ROOT / "build-tests-numactl"
 WAYS = ("none", "flag", "always")
-GUEST_FAILED = 125
 SECONDS = 60.0  # for each program
 
 # With their arguments. Left out: randmap, which ends by a signal and checks nothing; realloc_test,
@@ -93,18 +92,9 @@ def all_ways() -> None:
     subprocess.run([*again, "none"], check=True)
     for way in WAYS[1:]:
         subprocess.run(
-            [*PAGEFERRY, "run", "--mt", way, "--log", log_path(way), "--", *again, way], check=True
+            [*guest.PAGEFERRY, "run", "--mt", way, "--log", log_path(way), "--", *again, way],
+            check=True,
         )
-
-
-def in_guest() -> int:
-    """Do that where there are two nodes. Returns what the guest ended with."""
-    command = [
-        *PAGEFERRY, "lab", "run", "--topology", "two-node", "--memory", "512M", "--cpus", "2",
-        "--timeout", "900", "--writable", str(BUILD), "--", sys.executable, __file__, "--here",
-    ]  # fmt: skip
-    code = subprocess.run(command, cwd=ROOT).returncode
-    return subprocess.run(command, cwd=ROOT).returncode if code == GUEST_FAILED else code
 
 
 def state(output: str) -> list[str]:
@@ -165,7 +155,18 @@ def main() -> int:
     build(source)
     for file in [*BUILD.glob("*.json"), *BUILD.glob("*.log")]:
         file.unlink()
-    code = in_guest()
+    arguments = [
+        "--topology",
+        "two-node",
+        "--memory",
+        "512M",
+        "--cpus",
+        "2",
+        "--timeout",
+        "900",
+        "--writable",
+    ]
+    code = guest.run([*arguments, str(BUILD)], [sys.executable, __file__, "--here"])
     if code:
         print(f"test_numactl: the guest ended with {code}", file=sys.stderr)
         return 1
