@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pageferry import cli
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(
     [
         DOCS.parent / "README.md",

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from placement import on
 
-sys.path.append(str(Path(__file__).parents[1]))
 import documents
 
 NANOSLEEP = ("35 ", "230 ")  # nanosleep(2) and clock_nanosleep(2) of x86-64

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import pty
@@ -19,7 +17,7 @@ import pytest
 from child import in_a_child
 from regions import PAGE
 
-from pageferry import cli
+from command import run as inside  # without a process of its own, which takes most of the time
 
 PROGRAM = [sys.executable, "-m", "pageferry"]
 OPTIONAL = {"PYTHONWARNINGS": "error", "COLUMNS": "80"}
@@ -37,18 +35,6 @@ def run(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
-
-
-def inside(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same without a process of its own, which takes most of the time."""
-    words = list(map(str, arguments))
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = cli.main(words)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
