@@ -207,8 +207,8 @@ static void take_by_move(struct lane *lane)
 		if (error == EEXIST) {
 			/*
 			 * Only this loop fills the side mapping: Linux 6.18 has moved
-			 * a base page and did not count it (seen when another thread
-			 * takes a copy-on-write fault on the next one).
+			 * a base page and did not count it (after another thread has
+			 * changed it at that moment).
 			 */
 			note_taken(piece, offset, lane->page);
 			offset += lane->page;

@@ -324,7 +324,7 @@ struct pf_move {
 	int32_t *statuses;		/* one for each page in order, or NULL */
 	const uint64_t *sources;	/* PF_NODE_WORDS words: move only from there; or NULL */
 	uint64_t batch_bytes;		/* first size of a batch; adapted while it runs */
-	uint64_t smallest_bytes;	/* shares of several threads shrink to this; 0: 2 MiB */
+	uint64_t smallest_bytes;	/* shares shrink to this, if there is so much; 0: 2 MiB */
 	uint32_t batch_us;		/* what one call should take; 0: batch_bytes is kept */
 	int (*poll)(void *arg);		/* not 0: cancel. On the calling thread only */
 	void *poll_arg;

@@ -234,7 +234,7 @@ def predict(
             piece = _piece(costs, size, count, threads, book + size / copying[0])
             if smallest is not None:
                 least = max(_smallest(size, count), size // (SMALLEST_CALL_SHARE * threads))
-                piece = max(smallest, least)
+                piece = max(min(smallest, size // threads), least)  # as native/kernel_run.c
             most = _most(size, piece, threads)
         book *= _contention(costs, threads) / cores[seat] * most
         copy *= most
