@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from command import run
 from placement import PAGE, Forked, Memory, Script, nodes_of
+
+from command import run
 
 PROGRAM = [sys.executable, "-m", "pageferry"]
 SIZE = 8 << 20

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import run
 from placement import HUGE, PAGE, Memory
 
+from command import run
 from pageferry import MigrateMode, Plan, move, plan_move
 from pageferry.bench.own_check import check_here
 from pageferry.calibration import Calibration, current, load

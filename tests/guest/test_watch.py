@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import run
 from placement import PAGE, Memory, Script, nodes_of, on
 
 import pageferry
+from command import run
 from pageferry.areas import areas
 from pageferry.exporter import MachineCollector
 from pageferry.scan import ProcessScan
