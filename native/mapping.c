@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "mapping.h"
+#include "pageferry.h"
 
 /* "start-end rwxp ...": how much of the line has been read, and what it said. */
 struct line {
@@ -58,9 +59,23 @@ int mapping_at(uint64_t address, struct mapping *mapping)
 	return result;
 }
 
+static int ask(int maps, uint64_t address, struct mapping_query *query)
+{
+	*query = (struct mapping_query){ .size = sizeof(*query), .address = address };
+	return ioctl(maps, MAPPING_QUERY, query) ? -errno : 0;
+}
+
 uint64_t mapping_end(int maps, uint64_t address)
 {
-	struct mapping_query query = { .size = sizeof(query), .address = address };
+	struct mapping_query query;
 
-	return ioctl(maps, MAPPING_QUERY, &query) ? 0 : query.end;
+	return ask(maps, address, &query) ? 0 : query.end;
+}
+
+int64_t pf_mapping_page_bytes(int32_t maps_fd, uint64_t address)
+{
+	struct mapping_query query;
+	int code = ask(maps_fd, address, &query);
+
+	return code ? code : (int64_t)query.page_bytes;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside the user engine: what the kernel says of the mapping at one address. Allocates nothing. */
+/* Inside the core: what the kernel says of the mapping at one address. Allocates nothing. */
 #ifndef PAGEFERRY_MAPPING_H
 #define PAGEFERRY_MAPPING_H
 

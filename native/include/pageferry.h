@@ -105,6 +105,14 @@ struct pf_survey {
  */
 PF_API int64_t pf_survey_next(struct pf_survey *survey, struct pf_extent *extents, uint64_t max);
 
+/*
+ * The page size in bytes of the mapping at an address, by an open /proc/PID/maps:
+ * that of its pool if it is of hugetlb pages, else that of base pages.
+ * -ENOENT: nothing is mapped there. -ENOTTY: the kernel cannot be asked (Linux
+ * 6.11 can).
+ */
+PF_API int64_t pf_mapping_page_bytes(int32_t maps_fd, uint64_t address);
+
 /* ---- The crew: worker threads ------------------------------------------- */
 
 /*

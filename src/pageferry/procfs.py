@@ -25,7 +25,7 @@ _DELETED: Final = b" (deleted)"
 _COUNTER: Final = re.compile(
     r"^((?:pgmigrate|thp_migration|numa|pgdemote|pgpromote)_\w+) (\d{1,20})$", re.MULTILINE
 )
-_SMAPS_HEADER: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*", re.MULTILINE)
+_MAPPING_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) [^\n]*", re.MULTILINE)
 # Start, end and name of a line of maps. Only newlines end a line.
 _RANGE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *([^\n]*)$", re.MULTILINE)
 
@@ -97,14 +97,30 @@ class MappingUse:
     """VmFlags, such as ``ht`` (hugetlb), ``hg`` (MADV_HUGEPAGE), ``lo`` (mlock), ``io``."""
 
 
-def mappings(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") -> list[Mapping]:
+def mappings(
+    pid: int | None = None,
+    *,
+    within: Sequence[range] | None = None,
+    proc: str | os.PathLike[str] = "/proc",
+) -> list[Mapping]:
     """Return the mappings of a process (None: this one) from ``/proc/PID/maps``, by address.
 
-    A kernel thread has none. Raises ``ProcessGoneError`` (ESRCH) and ``NotPermittedError``.
+    With ``within`` (in order, none overlapping another), only those that have a part of it. A
+    kernel thread has none. Raises ``ProcessGoneError`` (ESRCH) and ``NotPermittedError``.
     """
     content = _read(pid, "maps", Path(proc))
     # Only newlines end a line: a file name may hold any other control character.
-    return [_mapping(line) for line in content.split(b"\n") if line]
+    headers = _MAPPING_LINE.finditer(content)
+    return [_mapping(header[0]) for header in headers if _has_part(header, within)]
+
+
+def _has_part(header: re.Match[bytes], within: Sequence[range] | None) -> bool:
+    """Say whether the mapping of a line has a part of the ranges; all have of None."""
+    if within is None:
+        return True
+    start, end = int(header[1], 16), int(header[2], 16)
+    after_start = bisect_right(within, start, key=lambda part: part.stop)
+    return after_start < len(within) and within[after_start].start < end
 
 
 def ranges(pid: int | None = None, *, proc: str | os.PathLike[str] = "/proc") -> list[range]:
@@ -140,13 +156,10 @@ def smaps(
     content = _read(pid, "smaps", Path(proc))
     uses: list[MappingUse] = []
     # A field starts with a capital, a mapping with a lower-case hexadecimal address.
-    headers = list(_SMAPS_HEADER.finditer(content))
+    headers = list(_MAPPING_LINE.finditer(content))
     for header, after in zip_longest(headers, headers[1:]):
-        if within is not None:
-            start, end = int(header[1], 16), int(header[2], 16)
-            after_start = bisect_right(within, start, key=lambda part: part.stop)
-            if after_start == len(within) or within[after_start].start >= end:
-                continue
+        if not _has_part(header, within):
+            continue
         lines = content[header.end() : after.start() if after else len(content)].split(b"\n")
         parts = (line.partition(b":") for line in lines)
         uses.append(_mapping_use(_mapping(header[0]), {key: value for key, _, value in parts}))

@@ -29,6 +29,7 @@ from .errors import (
     RangeError,
     UnsupportedError,
 )
+from .huge_mappings import HugeMapping, huge_mappings, hugetlb_in_use
 from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, PAGE_SIZE, THP, extents_bytes
 from .target import Target, without_memory
 
@@ -51,9 +52,6 @@ _WINDOW_BYTES = 16 << 30
 _SMALL_BYTES = 4 << 20
 
 _THP_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-_HUGETLB = Path("/sys/kernel/mm/hugepages")
-# Mappings of the kernel's own hugetlbfs: MAP_HUGETLB, memfd_create and shmget.
-_HUGETLB_NAMES = ("/anon_hugepage", "/memfd:", "/SYSV")
 
 
 @lru_cache(maxsize=1)
@@ -63,27 +61,6 @@ def thp_shift() -> int:
         return int(_THP_SIZE.read_text()).bit_length() - 1
     except (OSError, ValueError):
         return 0
-
-
-def hugetlb_in_use() -> bool:
-    """Say whether any pool of hugetlb pages has pages, by /sys/kernel/mm/hugepages."""
-    for pool in _hugetlb_pools():
-        try:
-            fd = os.open(pool, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if int(os.read(fd, 32)):
-                    return True
-            finally:
-                os.close(fd)
-        except (OSError, ValueError):
-            continue
-    return False
-
-
-@lru_cache(maxsize=1)
-def _hugetlb_pools() -> tuple[str, ...]:
-    """The files that say how many pages each pool has; the sizes are the CPU's and stay."""
-    return tuple(map(str, _HUGETLB.glob("hugepages-*/nr_hugepages")))
 
 
 @lru_cache(maxsize=1)
@@ -312,32 +289,10 @@ class Survey:
         self._classified = True
         unsure = self.method == "pagemap" and self._c.kpageflags_fd < 0 and thp_shift() > 0
         pid = self.target.pid or None
-        if not unsure and not (hugetlb_in_use() and self._may_have_hugetlb(pid)):
-            return
-        try:
-            known = procfs.smaps(pid, within=self.target.ranges)
-        except UnsupportedError:
-            return  # every page counts as a base page then, which is slower but right
-        parts: list[_Part] = []
-        for part in reversed(self._parts):
-            parts.extend(_cut(part, known))
-        parts.reverse()
-        self._parts = parts
-
-    def _may_have_hugetlb(self, pid: int | None) -> bool:
-        """Say whether a mapping of the target may be one of hugetlb pages.
-
-        ``smaps`` knows, but the kernel walks all page tables for it; ``maps`` is cheap.
-        """
-        devices = procfs.hugetlbfs_devices(pid)
-        suspects = [
-            m
-            for m in procfs.mappings(pid)
-            if m.device in devices or m.name.startswith(_HUGETLB_NAMES)
-        ]
-        return any(
-            m.start < part.end and part.start < m.end for m in suspects for part in self._parts
-        )
+        known = huge_mappings(pid, self.target.ranges, thp_shift(), dense=unsure)
+        if known is not None:
+            parts = [piece for part in reversed(self._parts) for piece in _cut(part, known)]
+            self._parts = parts[::-1]
 
     def _check_alive(self) -> None:
         """Raise ``ProcessGoneError`` if the process ended meanwhile: its pages look absent then."""
@@ -382,16 +337,9 @@ def _next_window(start: int) -> int:
     return (start // _WINDOW_BYTES + 1) * _WINDOW_BYTES
 
 
-def _cut(part: _Part, uses: list[procfs.MappingUse]) -> Iterator[_Part]:
+def _cut(part: _Part, known: list[HugeMapping]) -> Iterator[_Part]:
     """Yield ``part`` cut at the borders of the mappings, holes left out."""
-    huge = 1 << thp_shift()
-    for use in uses:
-        start, end = max(part.start, use.mapping.start), min(part.end, use.mapping.end)
-        if start >= end:
-            continue
-        if "ht" in use.flags:
-            yield _Part(start, end, use.kernel_page_size.bit_length() - 1, HUGETLB)
-        else:
-            # Fewer base pages than make up one huge page: every full block must be a huge one.
-            dense = use.anon_huge > 0 and use.rss - use.anon_huge < huge
-            yield _Part(start, end, thp_shift(), THP, dense)
+    for mapping in known:
+        start, end = max(part.start, mapping.start), min(part.end, mapping.end)
+        if start < end:
+            yield _Part(start, end, mapping.shift, mapping.kind, mapping.dense)

@@ -29,7 +29,7 @@ from placement import (
     on,
 )
 
-from pageferry import MigrateMode, Progress, engine, locate, move, plan, topology
+from pageferry import MigrateMode, Progress, engine, locate, move, plan, procfs, topology
 
 SIZE = 8 << 20
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,25 @@ def test_there_and_back(kind: str, threads: int | str, pools: tuple[Path, Path])
         assert placement.on(node) == placement.by_kind(memory.report_kind) == SIZE
     again = move(memory.words, 0, threads=threads, exact=True)
     assert again.bytes_moved == 0 and again.bytes_already == SIZE and again.calls == 0
+
+
+def test_hugetlb_pages_are_told_without_smaps(
+    pools: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For smaps the kernel walks all page tables; the page size of a mapping can be asked for."""
+    for pool in pools:
+        pool.write_text(str(SIZE // HUGE))
+    memory, others = Memory("hugetlb", SIZE, node=0), Memory("thp", SIZE, node=0)
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("smaps was read")
+
+    monkeypatch.setattr(procfs, "smaps", refused)
+    assert locate(memory.words).by_kind("hugetlb") == SIZE
+    assert locate(others.words).by_kind("thp") == SIZE
+    assert locate(pid=os.getpid()).by_kind("hugetlb") == SIZE
+    assert move(memory.words, 1).pages_moved["hugetlb"] == SIZE // HUGE
+    memory.check()
 
 
 @pytest.mark.parametrize("kind", ["base", "thp"])

@@ -20,6 +20,7 @@ from regions import HUGE, PAGE, PRIVATE, Region, kinds, needs_thp
 
 from pageferry import ProcessGoneError, UnsupportedError, locate, move
 from pageferry import survey as module
+from pageferry._native import lib
 from pageferry.engine import status_table
 from pageferry.pages import EXTENT, THP
 from pageferry.survey import METHODS, Survey
@@ -469,6 +470,14 @@ def test_hugetlb_pages() -> None:
         for method in METHODS:
             placement = locate(memory, survey=method)
             assert placement.by_kind("hugetlb") == placement.bytes_present == HUGE
+
+
+def test_the_page_size_of_a_mapping() -> None:
+    """Linux before 6.11 cannot be asked; then smaps is read."""
+    region = Region(HUGE)
+    with open("/proc/self/maps", "rb", buffering=0) as maps:
+        answers = [lib.pf_mapping_page_bytes(maps.fileno(), at) for at in (region.address, 0)]
+    assert answers in ([PAGE, -errno.ENOENT], [-errno.ENOTTY] * 2)
 
 
 def test_extents_are_what_the_core_writes() -> None:
