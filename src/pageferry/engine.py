@@ -14,6 +14,7 @@ import numpy as np
 
 from ._native import ffi, lib
 from .control import MoveControl
+from .engine_trial import RATES
 from .flags import MigrateMode
 from .limits import Limits
 from .pages import KINDS
@@ -22,7 +23,7 @@ from .polling import handle_of, polled
 from .process import HeldProcess
 from .report import STATUS, Failure
 from .syscalls import kernel_has_mt
-from .user_engine import RATES, UserRun
+from .user_engine import UserRun
 
 if TYPE_CHECKING:
     from typing import Any
@@ -203,7 +204,7 @@ class KernelRun:
             if name in ("kernel", "trial kernel"):
                 code = self._run_kernel(part, user if name == "trial kernel" else None)
             else:
-                attempt = user.timed if name == "trial user" else user.run
+                attempt = user.tried if name == "trial user" else user.run
                 code, left = self._call(lambda part=part, attempt=attempt: attempt(part))  # type: ignore[misc]
                 rest = np.concatenate([rest, left])
                 if user.cancelled:

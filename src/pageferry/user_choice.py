@@ -6,12 +6,13 @@ from __future__ import annotations
 import errno
 
 from ._native import lib
+from .engine_trial import WORTH_BYTES
 from .errors import UnsupportedError
 from .limits import Limits
 from .page_size import parse_page_size
 from .pages import PAGE_SHIFT
 from .target import Target
-from .user_engine import ENGINES, WAYS, WORTH_BYTES, UserRun, features, why_not
+from .user_engine import ENGINES, WAYS, UserRun, features, why_not
 
 _HUGE_SHIFT = 21  # what the C core can make of base pages
 

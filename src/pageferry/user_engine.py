@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 
 from . import procfs
 from ._native import ffi, lib
+from .engine_trial import RATES, TRIAL_BYTES, WORTH_BYTES, split, try_user
 from .errors import NotPermittedError, UnsupportedError
 from .headroom import threads_with_room
 from .pages import BASE, EXTENT, HUGETLB, PAGE_SHIFT, extents_bytes
@@ -38,9 +38,6 @@ STALL_MS = 20.0
 _MAX_LEFT = 1 << 16
 #: Shorter runs of pages are quicker by move_pages(2), which takes many in one call.
 _SMALLEST_BYTES = 64 << 10
-#: What "auto" moves by each engine to see which is faster, and the least that is worth it.
-_TRIAL_BYTES = 32 << 20
-WORTH_BYTES = 4 * _TRIAL_BYTES
 #: Less for each worker is done before another has a userfaultfd and a side range of its own.
 _WORKER_BYTES = 4 << 20
 # Mappings that the kernel would refuse, or whose flags mremap(2) would change: locked, special,
@@ -112,26 +109,6 @@ def why_not(way: str) -> NotPermittedError | UnsupportedError | None:
             "MREMAP_DONTUNMAP (5.7); or take engine='kernel'",
         )
     return None
-
-
-class Rates:
-    """Bytes a second that each engine reached in this process, by page size and way."""
-
-    def __init__(self) -> None:
-        self._rates: dict[tuple[int, str, str], float] = {}
-
-    def note(self, shift: int, way: str, engine: str, size: int, seconds: float) -> None:
-        """Remember a rate; trials that moved little say nothing and are not kept."""
-        if size >= _TRIAL_BYTES // 2 and seconds > 0:
-            self._rates[shift, way, engine] = size / seconds
-
-    def get(self, shift: int, way: str, engine: str) -> float | None:
-        """Return the rate in bytes a second, or None: not measured."""
-        return self._rates.get((shift, way, engine))
-
-
-#: What was measured in this process. Figures of one machine and kernel: nothing to keep.
-RATES = Rates()
 
 
 class UserRun:
@@ -240,9 +217,9 @@ class UserRun:
                     )
                     steps.append(("kernel", chosen))
                     continue
-                trial, chosen = _split(chosen, _TRIAL_BYTES)
+                trial, chosen = split(chosen, TRIAL_BYTES)
                 steps.append(("trial kernel", trial))
-                trial, chosen = _split(chosen, _TRIAL_BYTES)
+                trial, chosen = split(chosen, TRIAL_BYTES)
                 steps.append(("trial user", trial))
             steps.append(("faster", chosen))
         return steps
@@ -301,18 +278,9 @@ class UserRun:
         rest = np.concatenate(left) if left else np.empty(0, EXTENT)
         return code, np.sort(rest, order="start")
 
-    def timed(self, extents: npt.NDArray[np.void]) -> tuple[int, npt.NDArray[np.void]]:
-        """``run``, and note the rate."""
-        before, begun = self.bytes_moved, time.perf_counter()
-        result = self.run(extents)
-        RATES.note(
-            int(extents["shift"][0]),
-            self.way,
-            "user",
-            self.bytes_moved - before,
-            time.perf_counter() - begun,
-        )
-        return result
+    def tried(self, extents: npt.NDArray[np.void]) -> tuple[int, npt.NDArray[np.void]]:
+        """``run``, and note the rate; ends early where the kernel engine is so much faster."""
+        return try_user(extents, self.way, self.run, lambda: self.bytes_moved)
 
     def steer(self, paused: bool, max_rate: int) -> None:
         """Pause or go on, at most at ``max_rate`` bytes per second (0: no limit). Any thread."""
@@ -416,21 +384,3 @@ def _cut(
     if start < end:
         parts.append((start, (end - start) >> shift, False))
     return parts
-
-
-def _split(
-    extents: npt.NDArray[np.void], size: int
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    """Split extents after about ``size`` bytes; all of one page size."""
-    shift = int(extents["shift"][0])
-    want = max(size >> shift, 1)
-    ends = np.cumsum(extents["pages"].astype(np.int64))
-    at = int(np.searchsorted(ends, want))
-    if at >= len(extents):
-        return extents, extents[:0]
-    before = int(ends[at] - extents["pages"][at])
-    head, tail = extents[: at + 1].copy(), extents[at:].copy()
-    head["pages"][-1] = want - before
-    tail["start"][0] += (want - before) << shift
-    tail["pages"][0] -= want - before
-    return head[head["pages"] > 0], tail[tail["pages"] > 0]

@@ -17,12 +17,13 @@ from regions import HUGE, PAGE, PRIVATE, Region, needs_thp
 import pageferry
 from pageferry import page_size, plan, procfs, user_choice, user_engine
 from pageferry._native import lib
+from pageferry.engine_trial import RATES, Rates, split, try_user
 from pageferry.nodes import machine
 from pageferry.pages import BASE, EXTENT, HUGETLB, THP, extents_bytes
 from pageferry.stalls import _end_us
 from pageferry.survey import Survey
 from pageferry.target import resolve
-from pageferry.user_engine import Rates, UserRun, _cut, _split
+from pageferry.user_engine import UserRun, _cut
 
 SIZE = 8 << 20
 NODE = next(node.id for node in machine().nodes if node.has_memory)
@@ -339,9 +340,8 @@ def test_the_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rates]:
-    fresh = Rates()
-    monkeypatch.setattr(user_engine, "RATES", fresh)
-    yield fresh
+    monkeypatch.setattr(RATES, "_rates", {})
+    yield RATES
 
 
 def base_extents(size: int) -> np.ndarray:
@@ -379,10 +379,44 @@ def test_extents_are_cut_at_mappings() -> None:
     assert _cut(0, 4, 21, [(HUGE + PAGE, 4 * HUGE)]) == [(0, 2, False), (2 * HUGE, 2, True)]
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "steps"),
+    [(0, 3), (60, 1)],  # the kernel engine would need 64 us for what takes 60 ms
+)
+def test_a_trial_ends_early_where_the_user_engine_is_far_too_slow(
+    milliseconds: int, steps: int, rates: Rates
+) -> None:
+    """Where a host takes virtual CPUs away, each page may take milliseconds."""
+    rates.note(12, "checked", "kernel", 32 << 20, 0.032)
+    moved: list[int] = []
+
+    def run(part: np.ndarray) -> tuple[int, np.ndarray]:
+        time.sleep(milliseconds / 1000)
+        kept = part[:1].copy()  # one page is pinned, say
+        kept["pages"] = 1
+        moved.append(extents_bytes(part) - PAGE)
+        return 0, kept
+
+    extents = base_extents(32 << 20)
+    code, left = try_user(extents, "checked", run, lambda: sum(moved))
+    assert code == 0 and len(moved) == steps
+    assert sum(moved) + extents_bytes(left) == 32 << 20
+    assert (np.diff(left["start"].astype(np.int64)) > 0).all()
+    user = rates.get(12, "checked", "user")
+    assert user is not None and (user < 2e6) == (steps == 1)
+
+
+def test_a_trial_that_fails_leaves_the_rest(rates: Rates) -> None:
+    extents = base_extents(32 << 20)
+    code, left = try_user(extents, "checked", lambda part: (errno.EPERM, part), lambda: 0)
+    assert code == errno.EPERM and extents_bytes(left) == 32 << 20
+    assert rates.get(12, "checked", "user") is None
+
+
 def test_splitting_keeps_every_page() -> None:
     extents = np.array([(0, 3, 12, BASE), (8 * PAGE, 5, 12, BASE)], EXTENT)
     for pages in range(1, 10):
-        head, tail = _split(extents, pages * PAGE)
+        head, tail = split(extents, pages * PAGE)
         listed = [
             int(e["start"]) + i * PAGE
             for part in (head, tail)
