@@ -390,11 +390,13 @@ static int run(struct pf_user *user)
 
 int pf_user_run(struct pf_user *user)
 {
+	uint64_t begun = now_us();
 	int cancelling, result;
 
 	/* Nobody may end this thread while it holds a piece, or helpers work for it. */
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	result = run(user);
+	user->run_us += now_us() - begun;
 	pthread_setcancelstate(cancelling, NULL);
 	return result;
 }

@@ -624,6 +624,7 @@ struct pf_user {
 	uint32_t pause;			/* not 0: no piece is begun; the call waits, and polls */
 	/* written by the core */
 	uint32_t policy_lost;		/* errno: the calling thread's memory policy is not what it was */
+	uint64_t run_us;		/* how long all calls took together */
 	struct pf_user_progress progress;
 };
 

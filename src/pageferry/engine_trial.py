@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .pages import EXTENT
+from .pages import EXTENT, extents_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,33 +51,51 @@ class Rates:
 RATES = Rates()
 
 
+class Tried(NamedTuple):
+    """What came of a trial of the user engine."""
+
+    code: int
+    """0 or an errno."""
+    left: npt.NDArray[np.void]
+    """Extents for the other engine, in order."""
+    bytes_untried: int = 0
+    """Those of ``left`` that were not tried any more, as the engine was far too slow."""
+
+
 def try_user(
-    extents: npt.NDArray[np.void], way: str, run: _Run, bytes_moved: Callable[[], int]
-) -> tuple[int, npt.NDArray[np.void]]:
+    extents: npt.NDArray[np.void],
+    way: str,
+    run: _Run,
+    bytes_moved: Callable[[], int],
+    run_seconds: Callable[[], float],
+) -> Tried:
     """Move extents of one page size by ``run`` of the user engine, and note its rate in ``RATES``.
 
-    Ends after a step in which it was four times slower than the kernel engine, as far as that is
-    known, and took 50 ms or longer. Returns 0 or an errno, and the extents left for the other
-    engine.
+    Nothing is tried while the kernel engine's rate is not known. Ends after a step in which the
+    user engine was four times slower and took 50 ms or longer, by ``run_seconds``: how long the
+    engine itself has run, as threads of Python that compute can keep the caller waiting for longer.
     """
     shift = int(extents["shift"][0])
+    kernel = RATES.get(shift, way, "kernel")
+    if kernel is None:
+        return Tried(0, extents)
     left: list[npt.NDArray[np.void]] = []
     for step in _STEPS:
         if not len(extents):
             break
-        begun, before = time.perf_counter(), bytes_moved()
+        begun, run_begun, before = time.perf_counter(), run_seconds(), bytes_moved()
         part, extents = split(extents, step)
         code, rest = run(part)
         left.append(rest)
-        seconds, moved = time.perf_counter() - begun, bytes_moved() - before
         if code:
-            return code, _in_order([*left, extents])
-        kernel = RATES.get(shift, way, "kernel") or 0.0
+            return Tried(code, _in_order([*left, extents]))
+        seconds, moved = run_seconds() - run_begun, bytes_moved() - before
         if seconds > _FAR_TOO_LONG and moved / seconds * _TIMES_SLOWER < kernel:
-            RATES.give_up(shift, way, moved, seconds)
-            return 0, _in_order([*left, extents])
-        RATES.note(shift, way, "user", moved, seconds)  # the last step moves most
-    return 0, _in_order(left)
+            if moved:  # else it says something about the pages
+                RATES.give_up(shift, way, moved, seconds)
+            return Tried(0, _in_order([*left, extents]), extents_bytes(extents))
+        RATES.note(shift, way, "user", moved, time.perf_counter() - begun)  # the last moves most
+    return Tried(0, _in_order(left))
 
 
 def _in_order(parts: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
@@ -88,6 +106,8 @@ def split(
     extents: npt.NDArray[np.void], size: int
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Split extents after about ``size`` bytes, one page at least; all of one page size."""
+    if not len(extents):
+        return extents, extents
     shift = int(extents["shift"][0])
     want = max(size >> shift, 1)
     ends = np.cumsum(extents["pages"].astype(np.int64))

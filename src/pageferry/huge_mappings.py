@@ -7,14 +7,13 @@ Linux 6.11 or else ``/proc/PID/smaps``, for which the kernel walks all page tabl
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from . import procfs
+from . import procfs, sysfs
 from ._native import lib
 from .errors import UnsupportedError
 from .pages import HUGETLB, PAGE_SIZE, THP
@@ -56,6 +55,12 @@ def _pools() -> tuple[str, ...]:
     return tuple(map(str, _POOLS.glob("hugepages-*/nr_hugepages")))
 
 
+@lru_cache(maxsize=1)
+def _smallest_pool() -> int:
+    """The smallest size in bytes of which the CPU has hugetlb pages; a base page without any."""
+    return min(sysfs.numbered(_POOLS, "hugepages-", "kB"), default=PAGE_SIZE >> 10) << 10
+
+
 def huge_mappings(
     pid: int | None, ranges: Sequence[range], thp_shift: int, *, dense: bool
 ) -> list[HugeMapping] | None:
@@ -68,15 +73,22 @@ def huge_mappings(
         if not hugetlb_in_use():
             return None
         mappings = procfs.mappings(pid, within=ranges)
-        devices = procfs.hugetlbfs_devices(pid)
-        suspects = {
-            m.start for m in mappings if m.device in devices or m.name.startswith(_OWN_NAMES)
-        }
-        if not suspects:
-            return None
-        sizes = _ask(pid, suspects)
+        # The kernel refuses hugetlb mappings that are not aligned, and all have a file behind them.
+        suspects = [
+            m
+            for m in mappings
+            if m.device != "00:00"
+            and not (m.start | m.end) % _smallest_pool()
+            and not m.name.startswith("/dev/dax")
+        ]
+        sizes = _ask(pid, [m.start for m in suspects])
         if sizes is not None:
+            if all(size == PAGE_SIZE for size in sizes.values()):
+                return None
             return [_of_size(m, sizes.get(m.start, PAGE_SIZE), thp_shift) for m in mappings]
+        devices = procfs.hugetlbfs_devices(pid)
+        if not any(m.device in devices or m.name.startswith(_OWN_NAMES) for m in suspects):
+            return None
     try:
         known = procfs.smaps(pid, within=ranges)
     except UnsupportedError:
@@ -84,8 +96,10 @@ def huge_mappings(
     return [_of_use(use, thp_shift) for use in known]
 
 
-def _ask(pid: int | None, addresses: set[int]) -> dict[int, int] | None:
-    """Return the page size of each mapping; None where the kernel cannot be asked, or not now."""
+def _ask(pid: int | None, addresses: list[int]) -> dict[int, int] | None:
+    """Return the page size of each mapping; None where it cannot be asked for, or one is gone."""
+    if not addresses:
+        return {}
     try:
         fd = os.open(f"/proc/{pid or 'self'}/maps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -94,10 +108,7 @@ def _ask(pid: int | None, addresses: set[int]) -> dict[int, int] | None:
         sizes = {address: int(lib.pf_mapping_page_bytes(fd, address)) for address in addresses}
     finally:
         os.close(fd)
-    gone = {address for address, size in sizes.items() if size == -errno.ENOENT}
-    if any(size < 0 for address, size in sizes.items() if address not in gone):
-        return None
-    return {address: size for address, size in sizes.items() if address not in gone}
+    return sizes if all(size > 0 for size in sizes.values()) else None
 
 
 def _of_size(mapping: procfs.Mapping, size: int, thp_shift: int) -> HugeMapping:

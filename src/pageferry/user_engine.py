@@ -236,11 +236,13 @@ class UserRun:
     def faster(self, extents: npt.NDArray[np.void]) -> str:
         """Return the engine that was faster for the page size of these extents."""
         shift = int(extents["shift"][0])
-        kernel = RATES.get(shift, self.way, "kernel") or 0.0
-        user = RATES.get(shift, self.way, "user") or 0.0
+        kernel, user = (RATES.get(shift, self.way, name) for name in ("kernel", "user"))
+        size = extents_bytes(extents)
+        if kernel is None or user is None:
+            self._not_here["not found out whether it is faster"] += size
+            return "kernel"
         if user > kernel:
             return "user"
-        size = extents_bytes(extents)
         self._not_here[f"slower here ({user / 1e9:.3g} GB/s, not {kernel / 1e9:.3g})"] += size
         return "kernel"
 
@@ -280,7 +282,12 @@ class UserRun:
 
     def tried(self, extents: npt.NDArray[np.void]) -> tuple[int, npt.NDArray[np.void]]:
         """``run``, and note the rate; ends early where the kernel engine is so much faster."""
-        return try_user(extents, self.way, self.run, lambda: self.bytes_moved)
+        tried = try_user(
+            extents, self.way, self.run, lambda: self.bytes_moved, lambda: self._c.run_us / 1e6
+        )
+        if tried.bytes_untried:
+            self._not_here["the trial ended early: far slower here"] += tried.bytes_untried
+        return tried.code, tried.left
 
     def steer(self, paused: bool, max_rate: int) -> None:
         """Pause or go on, at most at ``max_rate`` bytes per second (0: no limit). Any thread."""

@@ -391,26 +391,61 @@ def test_a_trial_ends_early_where_the_user_engine_is_far_too_slow(
     moved: list[int] = []
 
     def run(part: np.ndarray) -> tuple[int, np.ndarray]:
-        time.sleep(milliseconds / 1000)
         kept = part[:1].copy()  # one page is pinned, say
         kept["pages"] = 1
         moved.append(extents_bytes(part) - PAGE)
         return 0, kept
 
-    extents = base_extents(32 << 20)
-    code, left = try_user(extents, "checked", run, lambda: sum(moved))
-    assert code == 0 and len(moved) == steps
-    assert sum(moved) + extents_bytes(left) == 32 << 20
-    assert (np.diff(left["start"].astype(np.int64)) > 0).all()
+    tried = try_user(
+        base_extents(32 << 20), "checked", run, lambda: sum(moved),
+        lambda: len(moved) * milliseconds / 1000,
+    )  # fmt: skip
+    assert tried.code == 0 and len(moved) == steps
+    assert sum(moved) + extents_bytes(tried.left) == 32 << 20
+    assert tried.bytes_untried == (0 if steps == 3 else (32 << 20) - (64 << 10))
+    assert (np.diff(tried.left["start"].astype(np.int64)) > 0).all()
     user = rates.get(12, "checked", "user")
     assert user is not None and (user < 2e6) == (steps == 1)
 
 
-def test_a_trial_that_fails_leaves_the_rest(rates: Rates) -> None:
-    extents = base_extents(32 << 20)
-    code, left = try_user(extents, "checked", lambda part: (errno.EPERM, part), lambda: 0)
-    assert code == errno.EPERM and extents_bytes(left) == 32 << 20
+def test_a_trial_in_which_nothing_could_move_says_nothing(rates: Rates) -> None:
+    rates.note(12, "checked", "kernel", 32 << 20, 0.032)
+    clock = iter(range(10))
+    tried = try_user(
+        base_extents(32 << 20), "checked", lambda part: (0, part), lambda: 0,
+        lambda: float(next(clock)),
+    )  # fmt: skip
+    assert tried.code == 0 and extents_bytes(tried.left) == 32 << 20
     assert rates.get(12, "checked", "user") is None
+
+
+def test_a_trial_that_fails_leaves_the_rest(rates: Rates) -> None:
+    rates.note(12, "checked", "kernel", 32 << 20, 0.032)
+    tried = try_user(
+        base_extents(32 << 20), "checked", lambda part: (errno.EPERM, part), lambda: 0, lambda: 0.0
+    )
+    assert tried.code == errno.EPERM and extents_bytes(tried.left) == 32 << 20
+    assert rates.get(12, "checked", "user") is None
+
+
+def test_without_the_kernels_rate_the_kernel_engine_does_it(rates: Rates) -> None:
+    """As where what was to be tried by it had moved before."""
+
+    def run(part: np.ndarray) -> tuple[int, np.ndarray]:
+        raise AssertionError("tried")
+
+    tried = try_user(base_extents(32 << 20), "checked", run, lambda: 0, lambda: 0.0)
+    assert tried.code == 0 and extents_bytes(tried.left) == 32 << 20
+    rates.note(12, "checked", "user", 32 << 20, 0.001)
+    user = UserRun(NODE, "auto", trial=True, stall_ms=None, exact=False)
+    assert user.faster(base_extents(1 << 30)) == "kernel"
+
+
+def test_one_page_that_is_worth_a_trial() -> None:
+    """A THP of 512 MiB, which has 64 KiB base pages."""
+    run = UserRun(NODE, "auto", trial=True, stall_ms=None, exact=False)
+    steps = run.choose(np.array([(1 << 40, 1, 29, THP)], EXTENT))
+    assert [extents_bytes(part) for _, part in steps] == [512 << 20, 0, 0]
 
 
 def test_splitting_keeps_every_page() -> None:
