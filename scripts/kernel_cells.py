@@ -17,7 +17,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,11 +88,11 @@ def copied_by_several() -> int:
     raise SystemExit("this kernel has no pgmigrate_mt_success: --kernel patched")
 
 
-def mover(memory: PageArray) -> Callable[[int], float]:
-    """Return what moves memory there and back, and says for how long."""
+def cell(memory: PageArray, repeats: int) -> tuple[list[float], float]:
+    """Return how many times faster the flag made it, and the share that several threads copied."""
     count = memory.bytes // memory.page_size
     nodes = [np.full(count, node, np.int32) for node in (0, 1)]
-    calls = max(_SAMPLE_BYTES // memory.bytes // 2, 1)
+    calls = max(_SAMPLE_BYTES // memory.bytes // 2, 1)  # there and back, in a sample
 
     def move(flags: int) -> float:
         begin = time.perf_counter()
@@ -103,13 +103,6 @@ def mover(memory: PageArray) -> Callable[[int], float]:
         return time.perf_counter() - begin
 
     move(MPOL_MF_MOVE)
-    return move
-
-
-def cell(memory: PageArray, repeats: int) -> tuple[list[float], float]:
-    """Return how many times faster the flag made it, and the share that several threads copied."""
-    move = mover(memory)
-    moved = max(_SAMPLE_BYTES // memory.bytes // 2, 1) * 2 * memory.bytes // BASE
     ratios, several = [], 0
     for _ in range(repeats):
         plain = move(MPOL_MF_MOVE)
@@ -118,7 +111,7 @@ def cell(memory: PageArray, repeats: int) -> tuple[list[float], float]:
         several += copied_by_several() - before
         ratios.append(plain / flagged)
     memory.check()
-    return ratios, several / (moved * repeats)
+    return ratios, several / (repeats * calls * 2 * memory.bytes // BASE)
 
 
 def main() -> int:
